@@ -8,7 +8,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
@@ -55,12 +55,21 @@ def run_function(function: Callable[..., None]) -> None:
     with plain_errors():
         parser, name = RecipeParser(), Path(sys.argv[0]).stem
         parser.add_argument("--config", action=ActionConfigFile, help="a file of arguments")
-        taking = {
-            key
-            for key, parameter in inspect.signature(function).parameters.items()
-            if parameter.annotation in (RecipeArguments, RecipeArguments.__name__)
-        }
-        own = parser.add_function_arguments(function, as_group=False, skip={*taking})
+        hints = get_type_hints(function)
+        taking = {key for key, hint in hints.items() if hint is RecipeArguments}
+        if any(RecipeArguments in get_args(hint) for hint in hints.values()):
+            raise TypeError(
+                f"{function.__name__}() has a parameter of RecipeArguments or another type; "
+                "annotate it with RecipeArguments alone, without a default."
+            )
+        if taking and "trainer" in hints:
+            raise TypeError(
+                f"{function.__name__}() has a parameter 'trainer', which RecipeArguments has, too; "
+                "give it another name."
+            )
+        own = parser.add_function_arguments(
+            function, as_group=False, skip={*taking}, sub_configs=True
+        )
         parser.description = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
         if taking:
             add_common(parser, name, but=own)

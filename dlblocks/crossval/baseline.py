@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def baseline_scores(
     estimator: BaseEstimator,
     datamodule: DataModule,
-    num_folds: int = 5,
+    num_folds: int | None = None,
     *,
     repeats: int = 1,
     scoring: str | Callable[..., float] | None = None,
@@ -33,7 +33,7 @@ def baseline_scores(
     Args:
         estimator: The estimator, such as ``SVC()``.
         datamodule: The data.
-        num_folds: Number of folds, as for `cross_validate`.
+        num_folds: Number of folds, as for `cross_validate`; None for that of the data, else 5.
         repeats: How often they are drawn, as for `cross_validate`.
         scoring: Name of a score of scikit-learn, or a function of estimator, inputs and targets;
             None for the estimator's own, accuracy or R².
@@ -42,7 +42,8 @@ def baseline_scores(
         One score a fold, repeat by repeat, in the order of ``result.values(…)``.
 
     Raises:
-        ValueError: The samples are no rows of equal length, or have weights.
+        ValueError: The samples are no rows of equal length, have weights, or columns that each fold
+            completes.
 
     Example:
         >>> from sklearn.neighbors import KNeighborsClassifier
@@ -53,7 +54,8 @@ def baseline_scores(
     """
     from sklearn.model_selection import cross_val_score
 
-    check_whole("num_folds", num_folds, 2)
+    if num_folds is not None:
+        check_whole("num_folds", num_folds, 2)
     check_whole("repeats", repeats, 1)
     inputs, targets = datamodule.source.inputs, datamodule.source.targets
     if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
@@ -66,6 +68,13 @@ def baseline_scores(
             "the samples have weights, which baseline_scores does not pass on; score the "
             "estimator on datamodule.splits(num_folds) by a loop of your own."
         )
+    if datamodule.source.completion is not None:
+        raise ValueError(
+            "each fold completes columns of the table by its training rows (counts=, embed= or "
+            "missing='impute'), which baseline_scores does not; leave these arguments out, or "
+            "score a pipeline of scikit-learn on the DataFrame and datamodule.splits(num_folds)."
+        )
+    num_folds, repeats = datamodule.count_folds(num_folds), datamodule.count_repeats(repeats)
     folds: list[tuple[Any, Any]] = []
     for repeat in range(repeats):
         drawn = datamodule.splits(num_folds, repeat=repeat)

@@ -16,7 +16,7 @@ from dlblocks.crossval._report import TESTED
 from dlblocks.crossval._splits import FOLDS
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.runs._trainer import check_trainer_arguments, quiet_trainer
-from dlblocks.runs.intervals import HeldOutScores, predict_test
+from dlblocks.runs.intervals import HeldOutScores, count_tested, predict_test
 
 
 def score_once(
@@ -66,7 +66,7 @@ def score_once(
         scores = HeldOutScores(
             metrics,
             *predict_test(tester, model, data, len(logged)),
-            num_samples=_count_tested(data, tester, len(logged)),
+            num_samples=count_tested(data, tester, len(logged)),
             notes=[note] if note else [],
             task=task,
         )
@@ -76,19 +76,6 @@ def score_once(
         if note:
             print(note, file=sys.stderr, flush=True)
     return scores
-
-
-def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) -> int:
-    """Count the test samples of one loader without limits.
-
-    Returns 0 if that is not known.
-    """
-    if num_loaders != 1 or trainer.limit_test_batches != 1.0:
-        return 0
-    try:
-        return data.count_test()
-    except TypeError:  # a data set without a length
-        return 0
 
 
 def check_data_of(run_dir: Path, data: SplitDataModule) -> None:

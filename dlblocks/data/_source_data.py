@@ -215,12 +215,13 @@ class SourceData(SplitDataModule):
         size = None if self.batch_size == "full" else self.batch_size
         targets = self.source.targets
         shape = None if isinstance(targets, Ragged) else list(targets.shape[1:])
-        return self._make_encoder(
-            class_names=self.class_names,
-            batch_size=size,
-            target_shape=shape,
-            target_kind=self.kinds["targets"].name,
+        kind = self.kinds["targets"].name
+        encoder = self._make_encoder(
+            class_names=self.class_names, batch_size=size, target_shape=shape, target_kind=kind
         )
+        if isinstance(encoder, ImageEncoder) and kind == "boxes" and encoder.file_size is None:
+            encoder.file_size = []  # boxes are in the pixels of the file
+        return encoder
 
     def _make_encoder(self, **shared: Any) -> Encoder:
         """Make the encoder of the source's inputs."""

@@ -24,7 +24,7 @@ class MLPModel(Model):
         **kwargs: Outputs, loss and optimization; see `Classifier` or `Regressor`.
     """
 
-    num_outputs: int  # set by the subclass before this constructor
+    _num_outputs: int  # set by the subclass before this constructor
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class MLPModel(Model):
     ) -> None:
         net = MLP(
             in_features,
-            self.num_outputs,
+            self._num_outputs,
             hidden=hidden,
             activation=activation,
             norm=norm,

@@ -49,11 +49,14 @@ def common_spec(models: Sequence[pl.LightningModule]) -> dict[str, Any] | None:
     Tokens of a text that some member did not see in training are unknown to all.
     """
     found = [getattr(model, "data_spec", None) for model in models]
-    alike = [spec and {**spec, "batch_size": None, "unknown": None} for spec in found]
+    # Members of earlier versions do not know the kind of the targets.
+    kinds = {spec["target_kind"] for spec in found if spec and spec.get("target_kind")}
+    kind = {"target_kind": "".join(kinds)} if len(kinds) == 1 else {}
+    alike = [spec and {**spec, "batch_size": None, "unknown": None, **kind} for spec in found]
     if not all(spec == alike[0] for spec in alike):
         return None
     if not found[0] or "unknown" not in found[0]:
-        return found[0]
+        return found[0] and {**found[0], **kind}
     unknown = set().union(*(spec["unknown"] for spec in found if spec))
     return {**found[0], "unknown": "".join(sorted(unknown))}
 

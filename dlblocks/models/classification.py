@@ -87,7 +87,7 @@ class MLPClassifier(MLPModel, Classifier):
     """
 
     def __init__(self, in_features: int, num_classes: int, **kwargs: Any) -> None:
-        self.num_outputs = num_classes
+        self._num_outputs = num_classes
         super().__init__(in_features, num_classes=num_classes, **kwargs)
 
 

@@ -74,5 +74,5 @@ class MLPRegressor(MLPModel, Regressor):
     """
 
     def __init__(self, in_features: int, out_features: int = 1, **kwargs: Any) -> None:
-        self.num_outputs = out_features
+        self._num_outputs = out_features
         super().__init__(in_features, out_features=out_features, **kwargs)

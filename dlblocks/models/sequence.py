@@ -33,7 +33,7 @@ class _RNNModel(Model):
         **kwargs: Outputs, loss and optimization; see `Classifier` or `Regressor`.
     """
 
-    num_outputs: int  # set by the subclass before this constructor
+    _num_outputs: int  # set by the subclass before this constructor
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class _RNNModel(Model):
     ) -> None:
         net = RNN(
             in_features,
-            self.num_outputs,
+            self._num_outputs,
             kind=kind,
             hidden=hidden,
             layers=layers,
@@ -78,7 +78,7 @@ class RNNClassifier(_RNNModel, Classifier):
     """
 
     def __init__(self, in_features: int, num_classes: int, **kwargs: Any) -> None:
-        self.num_outputs = num_classes
+        self._num_outputs = num_classes
         super().__init__(in_features, num_classes=num_classes, **kwargs)
 
 
@@ -97,7 +97,7 @@ class RNNRegressor(_RNNModel, Regressor):
     """
 
     def __init__(self, in_features: int, out_features: int = 1, **kwargs: Any) -> None:
-        self.num_outputs = out_features
+        self._num_outputs = out_features
         super().__init__(in_features, out_features=out_features, **kwargs)
 
 

@@ -121,7 +121,8 @@ class Backbone(nn.Module):
                 f"in_channels={self.in_channels}, but the inputs have shape {tuple(shape)}; set "
                 "in_channels to the first of (C, H, W)."
             )
-        size = (repr(self.model), *shape)
+        sizes = tuple(tuple(p.shape) for p in self.model.parameters())
+        size = (repr(self.model), sizes, *shape)
         if size in _FITTING:
             return
         failed = _why_not(self.model, shape)
@@ -318,7 +319,7 @@ def _download(arch: str) -> dict[str, Tensor]:
 
 # Sizes
 
-# Nets, by their layers, and shapes of images (C, H, W) that fit.
+# Nets, by their layers and sizes of parameters, and shapes of images (C, H, W) that fit.
 _FITTING: set[tuple[object, ...]] = set()
 
 

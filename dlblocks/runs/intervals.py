@@ -283,6 +283,19 @@ def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArr
         left -= rows
 
 
+def count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) -> int:
+    """Count the test samples of one loader without limits.
+
+    Returns 0 if that is not known.
+    """
+    if num_loaders != 1 or trainer.limit_test_batches != 1.0:
+        return 0
+    try:
+        return data.count_test()
+    except TypeError:  # a data set without a length
+        return 0
+
+
 def predict_test(
     trainer: pl.Trainer, model: pl.LightningModule, datamodule: SplitDataModule, num_loaders: int
 ) -> tuple[PredictionTable | None, npt.NDArray[Any] | None]:
@@ -299,5 +312,6 @@ def predict_test(
     predicted = predicted[first]
     groups = datamodule.columns.groups
     # A test set of its own is numbered anew, and has no groups.
-    own = bool(np.isin(index, datamodule.indices("train").numpy()).any())
+    others = [datamodule.indices(part).numpy() for part in ("train", "val")]
+    own = bool(np.isin(index, np.concatenate(others)).any())
     return predicted, None if groups is None or own else np.asarray(groups)[index]

@@ -14,13 +14,13 @@ from dlblocks import tracking
 from dlblocks._errors import checked
 from dlblocks._files import SUMMARY, is_rank_zero, write_record
 from dlblocks._quiet import isolated
-from dlblocks.data import DataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks.runs._plan import configuration
 from dlblocks.runs._trainer import check_trainer_arguments, resolve_mode, shows_bar
 from dlblocks.runs.fit import fit
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
-from dlblocks.runs.intervals import HeldOutScores, predict_test
+from dlblocks.runs.intervals import HeldOutScores, count_tested, predict_test
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +97,11 @@ def fit_in_folder(
         also: Called on the first rank with the finished run folder and its scores. What it returns
             is logged, too.
     """
+    if not isinstance(datamodule, SplitDataModule):
+        raise TypeError(
+            f"datamodule is a {type(datamodule).__name__}; pass a datamodule of dlblocks.data, "
+            "such as FoldedDataModule(…) around it."
+        )
     mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
@@ -119,13 +124,16 @@ def fit_in_folder(
                     logger=used,
                     bar=shows_bar(progress_bar, trainer),
                 )
-                (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-                table, groups = predict_test(done.trainer, model, datamodule, 1)
-            found = {name: float(value) for name, value in tested.items()}
+                tested = done.trainer.test(model, datamodule=datamodule, verbose=False)
+                table, groups = predict_test(done.trainer, model, datamodule, len(tested))
+                count = count_tested(datamodule, done.trainer, len(tested))
+            # One dictionary a loader; Lightning tells their names apart.
+            found = {name: float(value) for one in tested for name, value in one.items()}
             task = getattr(getattr(model, "task", None), "name", None)
             metrics = HeldOutScores(
-                {**done.metrics, **found}, table, groups, task=task, tested=found
-            )
+                {**done.metrics, **found}, table, groups,
+                num_samples=count, task=task, tested=found,
+            )  # fmt: skip
             if not is_rank_zero():
                 return metrics
             figures: dict[str, Figure] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,6 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from torchmetrics.utilities import dim_zero_cat
 
 from dlblocks.metrics import wide
-
-if TYPE_CHECKING:
-    pass
 
 LABEL_METRICS = ("f1", "auroc", "average_precision")
 

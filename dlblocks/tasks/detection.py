@@ -16,7 +16,15 @@ from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range
 from dlblocks._scores import Weighted
 from dlblocks.fields import Boxes, kinds_of
-from dlblocks.tasks._average_precision import IOUS, Matches, f1_score, match, precisions, scores_of
+from dlblocks.tasks._average_precision import (
+    IOUS,
+    BoxScores,
+    Matches,
+    f1_score,
+    match,
+    precisions,
+    scores_of,
+)
 from dlblocks.tasks._class_task import (
     check_num_classes,
     names_or_numbers,
@@ -28,7 +36,6 @@ from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from dlblocks.tasks._average_precision import BoxScores
 
 SHOWN = 0.3  # least score of detections in figures
 MAX_CLASSES = 200  # in figures

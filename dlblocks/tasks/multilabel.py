@@ -21,12 +21,12 @@ from dlblocks._scores import (
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels
 from dlblocks.tasks._class_task import ClassTask, check_num_classes, names_or_numbers
+from dlblocks.tasks._label_metrics import LABEL_METRICS, LabelAccuracy, LabelMean, label_metric
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from dlblocks.tasks._label_metrics import LABEL_METRICS, LabelAccuracy, LabelMean, label_metric
 
 
 class MultilabelTask(ClassTask):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dlblocks import cli
 from dlblocks.cli import RecipeArguments, recipe_arguments, run_recipe
 
 SCRIPT = '''
@@ -120,6 +121,35 @@ def test_a_function_gets_the_arguments_of_all_recipes(monkeypatch, capsys, tmp_p
     with pytest.raises(SystemExit):
         call("--sead=1")
     assert "did you mean 'seed'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("annotations", "says"),
+    [
+        ({"args": RecipeArguments | None}, "annotate it with RecipeArguments alone"),
+        ({"args": RecipeArguments, "trainer": str}, "has a parameter 'trainer'"),
+    ],
+)
+def test_functions_whose_arguments_collide_are_refused(monkeypatch, capsys, annotations, says):
+    def main(args=None, trainer="x"):
+        raise AssertionError("it must not run")
+
+    main.__annotations__ = annotations
+    monkeypatch.setattr(sys, "argv", ["recipes/some.py"])
+    with pytest.raises(SystemExit):
+        run_recipe(main)
+    assert says in capsys.readouterr().err
+
+
+def test_annotations_as_text_are_understood(monkeypatch, tmp_path):
+    seen = []
+
+    def main(args: "cli.RecipeArguments", lr: "float" = 0.1) -> None:
+        seen.append((args.seed, lr))
+
+    monkeypatch.setattr(sys, "argv", ["recipes/some.py", "--seed=4", "--lr=0.5"])
+    run_recipe(main)
+    assert seen == [(4, 0.5)]
 
 
 def test_a_script_has_help_and_plain_errors(tmp_path):

@@ -1,15 +1,17 @@
 """Estimators of scikit-learn on the folds, against a loop."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import RepeatedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dlblocks.crossval import baseline_scores
-from dlblocks.data import ArrayDataModule, DigitScenesDataModule
+from dlblocks.data import ArrayDataModule, DigitScenesDataModule, TabularDataModule
 
 
 def test_scores_are_those_of_a_loop_over_the_same_folds():
@@ -52,3 +54,23 @@ def test_what_scikit_learn_cannot_be_given_is_refused():
         baseline_scores(Ridge(), weighted, 2)
     with pytest.raises(ValueError, match="num_folds=1"):
         baseline_scores(Ridge(), weighted, 1)
+
+
+def test_the_folds_are_those_of_the_data_if_no_number_is_given():
+    x = torch.linspace(-1, 1, 36)[:, None]
+    settings = {"test_fraction": 0.0}
+    assert len(baseline_scores(Ridge(), ArrayDataModule(x, x[:, 0], num_folds=6, **settings))) == 6
+    repeated = ArrayDataModule(
+        x, x[:, 0], split=RepeatedKFold(n_splits=3, n_repeats=2, random_state=0), **settings
+    )
+    assert len(baseline_scores(Ridge(), repeated)) == 6
+    assert len(baseline_scores(Ridge(), ArrayDataModule(x, x[:, 0], **settings))) == 5
+    in_time = ArrayDataModule(x, x[:, 0], split="time_series", **settings)
+    with pytest.raises(ValueError, match="repeats=2"):
+        baseline_scores(Ridge(), in_time, 3, repeats=2)
+
+
+def test_columns_that_a_fold_completes_are_refused():
+    towns = pd.DataFrame({"town": [*"abcdef"] * 6, "y": np.arange(36.0)})
+    with pytest.raises(ValueError, match=r"embed= or missing='impute'"):
+        baseline_scores(Ridge(), TabularDataModule(towns, "y", embed=["town"], test_fraction=0.0))

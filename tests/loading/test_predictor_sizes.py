@@ -9,6 +9,7 @@ from torch import nn
 
 import dlblocks
 from dlblocks.data import ArrayDataModule, SegmentationDataModule
+from dlblocks.fields import Boxes, Ragged
 from dlblocks.models import Classifier, CNNClassifier, Segmenter, UNetSegmenter
 
 IMAGES = torch.randint(0, 256, (12, 1, 16, 16), dtype=torch.uint8)
@@ -126,3 +127,15 @@ def test_files_keep_their_size_unless_training_resized(tmp_path, size):
         np.testing.assert_allclose(found.prediction, expected, atol=1e-5)
         with pytest.raises(ValueError, match="predict images of one size at a time"):
             predictor.predict(str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("target_kind", ["boxes", "mask"])
+def test_boxes_are_in_the_pixels_of_the_file(target_kind):
+    images = np.zeros((10, 1, 8, 8), np.uint8)
+    if target_kind == "boxes":
+        targets = Ragged.of([torch.tensor([[1.0, 1, 5, 5, 0]])] * 10)
+        data = ArrayDataModule(images, targets, target_kind=Boxes())
+    else:
+        data = ArrayDataModule(images, np.zeros((10, 8, 8), np.int64), target_kind="mask")
+    # An empty list leaves files as they are; None is the size of training.
+    assert data.encoder.file_size == ([] if target_kind == "boxes" else None)

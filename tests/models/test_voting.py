@@ -186,3 +186,15 @@ def test_members_over_nets_of_the_users_own(make_trainer, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="net of your own"):
         load(tmp_path / "a.ckpt")
+
+
+def test_a_member_of_an_earlier_version_does_not_cost_the_description_of_the_data():
+    members = [MLPClassifier(64, 10, hidden=[2]) for _ in range(3)]
+    for member in members:
+        member.data_spec = DigitsDataModule().encoder.to_plain()
+    whole = members[0].data_spec
+    del members[1].data_spec["target_kind"]  # versions before 0.2 did not write it
+    assert VotingEnsemble(members).data_spec == whole
+    assert VotingEnsemble(members[1:]).data_spec == whole
+    members[2].data_spec["class_names"] = list("abcdefghij")
+    assert VotingEnsemble(members).data_spec is None
