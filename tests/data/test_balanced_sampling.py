@@ -228,9 +228,7 @@ def test_given_targets_are_the_classes():
 
 
 def test_boosting_refuses_it():
-    with pytest.raises(
-        ValueError, match="AdaBoost .* does not heed balanced_sampling= of ArrayDataModule"
-    ):
+    with pytest.raises(ValueError, match="does not heed balanced_sampling= of ArrayDataModule"):
         AdaBoost(lambda: MLPClassifier(4, 3), data(), num_stages=1).fit()
 
 
