@@ -22,6 +22,9 @@ from dlblocks.callbacks._batch_transform import (
 from dlblocks.callbacks._soft_targets import find_num_classes, soft_targets
 from dlblocks.losses import MixedTargets
 
+# Samples of this size or more are averaged one by one on the CPU; see benchmarks/mixing.py.
+LARGE_BYTES = 1 << 16
+
 
 class Softening(EntriesTransform):
     """A transform that turns classes into soft targets.
@@ -296,6 +299,13 @@ def average(
     if values.requires_grad:
         return torch.lerp(values.index_select(0, index), values, lam)
     out = torch.empty_like(values) if memory is None else memory.like(values)
+    if values.device.type == "cpu" and values[:1].nbytes >= LARGE_BYTES:
+        # One after another, each is read and written once, where a copy of all would be a pass more.
+        rows = values.unbind()
+        pairs = zip(out.unbind(), rows, lam.unbind(), index.tolist(), strict=True)
+        for new, own, share, partner in pairs:
+            torch.lerp(rows[partner], own, share, out=new)
+        return out
     torch.index_select(values, 0, index, out=out)
     return torch.lerp(out, values, lam, out=out)
 
