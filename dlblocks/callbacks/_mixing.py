@@ -300,7 +300,7 @@ def average(
         return torch.lerp(values.index_select(0, index), values, lam)
     out = torch.empty_like(values) if memory is None else memory.like(values)
     if values.device.type == "cpu" and values[:1].nbytes >= LARGE_BYTES:
-        # One after another, each is read and written once, where a copy of all would be a pass more.
+        # One after another, each is read and written once; a copy of all is one more pass.
         rows = values.unbind()
         pairs = zip(out.unbind(), rows, lam.unbind(), index.tolist(), strict=True)
         for new, own, share, partner in pairs:
