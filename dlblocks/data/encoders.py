@@ -160,7 +160,7 @@ class ArrayEncoder(Encoder):
 
     @property
     def any_size(self) -> bool:
-        """True if images may have another size: targets are maps or boxes."""
+        """True if images may have another size, since targets are maps or boxes."""
         finds_places = self.target_kind == "boxes" or self.target_shape == self.shape[1:]
         return self.input_kind == "image" and finds_places
 

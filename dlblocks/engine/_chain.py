@@ -176,7 +176,7 @@ def _is_untouched(*modules: nn.Module) -> bool:
 
 
 def _split(x: Tensor, count: int) -> Tensor:
-    """View images (N, M · C, H, W) as (M, N, C, H, W)."""
+    """View images (N, M · C, H, W) with the models first."""
     size = x.shape
     return x.view(size[0], count, size[1] // count, *size[2:]).transpose(0, 1)
 

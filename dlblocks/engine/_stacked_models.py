@@ -215,7 +215,7 @@ class _AfterNet(_Step):
 
 
 def _stacked_loss(model: Model) -> Callable[..., Tensor | None] | None:
-    """Return the task's loss of several models, if a model has no other."""
+    """Return the task's loss of several models, unless it is replaced."""
     task = model.task
     own = type(model).loss is not Model.loss or "loss" in vars(model)
     if task is None or own or {"loss", "decode"} & vars(task).keys():

@@ -58,7 +58,7 @@ def common_spec(models: Sequence[pl.LightningModule]) -> dict[str, Any] | None:
     if not found[0] or "unknown" not in found[0]:
         return found[0] and {**found[0], **kind}
     unknown = set().union(*(spec["unknown"] for spec in found if spec))
-    return {**found[0], "unknown": "".join(sorted(unknown))}
+    return {**found[0], **kind, "unknown": "".join(sorted(unknown))}
 
 
 def described(models: Sequence[pl.LightningModule]) -> list[Any]:
