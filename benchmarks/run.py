@@ -17,7 +17,9 @@ Run: pip install 'dlblocks[bench]', then python benchmarks/run.py
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,16 +43,16 @@ BY_ITSELF = ("gpu",)
 ON_GPU = ("overhead", "data_path", "mixing", "optimizers", "vectorized", "vision", "sequences")
 
 
-def measure(script: str, title: str, given: Any) -> list[dict[str, Any]]:
-    """Run one script, and return its rows."""
+def measure(script: str, title: str, given: Any, tree: Path = HERE.parent) -> list[dict[str, Any]]:
+    """Run one script, with the code of its repository `tree`, and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        command = [sys.executable, str(HERE / f"{script}.py"), "--out", str(out)]
+        command = [sys.executable, str(tree / "benchmarks" / f"{script}.py"), "--out", str(out)]
         command += ["--turns", str(given.turns), "--device", given.device, "--only", title]
         command += ["--threads", str(given.threads)]
         started = time.perf_counter()
         print(f"\n== {script}", flush=True)
-        done = subprocess.run(command)
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)})
         print(f"== {script}: {time.perf_counter() - started:.0f} s", flush=True)
         if done.returncode:
             print(f"== {script} failed with {done.returncode}; rows are missing.", flush=True)
@@ -187,6 +189,15 @@ def write(path: Path, result: Mapping[str, Any], rows: Sequence[dict[str, Any]])
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def scripts_of(parser: argparse.ArgumentParser, given: Any) -> tuple[list[str], str]:
+    """Return the scripts that are wanted, and the part of the titles of their tables."""
+    script, _, title = given.only.partition(":")
+    if script and script not in SCRIPTS:
+        parser.error(f"--only {script}: there is no such script; use one of {', '.join(SCRIPTS)}.")
+    usual = ON_GPU if given.device == "cuda" else [n for n in SCRIPTS if n not in BY_ITSELF]
+    return [script] if script else list(usual), title
+
+
 def main() -> None:
     """Measure, or write the page."""
     parser = arguments(__doc__)
@@ -195,18 +206,14 @@ def main() -> None:
     if given.report:
         report(given.report)
         return
-    script, _, title = given.only.partition(":")
-    if script and script not in SCRIPTS:
-        parser.error(f"--only {script}: there is no such script; use one of {', '.join(SCRIPTS)}.")
-    usual = ON_GPU if given.device == "cuda" else [n for n in SCRIPTS if n not in BY_ITSELF]
-    wanted = [script] if script else usual
+    wanted, title = scripts_of(parser, given)
     machine = hardware(given.device)
     out = given.out or HERE / "results" / f"{name_of(machine)}.json"
     result: dict[str, Any] = {"hardware": machine, "turns": given.turns, "threads": given.threads}
     rows: list[dict[str, Any]] = []
     for name in wanted:
         rows += measure(name, title, given)
-        if given.out or not script:  # after each script, so that a kill loses little
+        if given.out or not given.only:  # after each script, so that a kill loses little
             write(out, result, rows)
     print("\n" + "\n".join(map(summary, rows)))
     missed = [row for row in rows if row.get("met") is False]
