@@ -9,6 +9,8 @@ import re
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Lightning 2.6 calls what jsonargparse 4.5 has renamed.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# W&B would list all installed packages in every run, which takes longer than many a fit here.
+os.environ.setdefault("WANDB_X_SAVE_REQUIREMENTS", "false")
 
 import lightning.pytorch as pl
 import pytest

@@ -168,7 +168,10 @@ def own_state(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(k, marks=pytest.mark.processes) if k == "workers" else k for k in CALLS],
+)
 def test_the_global_state_is_as_before(name, own_state, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "123")
     if name == "fit_and_test":  # the model is the caller's

@@ -105,6 +105,7 @@ class Habits(MLPClassifier):
         wandb.log({"by_wandb": float(self.current_epoch)})
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("engine", [{}, {"n_jobs": 2}], ids=["one by one", "n_jobs"])
 def test_modules_that_call_wandb_themselves(engine, tmp_path):
     mine = wandb.init(project="mine", dir=tmp_path / "mine")
@@ -126,6 +127,7 @@ def test_modules_that_call_wandb_themselves(engine, tmp_path):
         assert any("gradients/" in name for row in run["history"] for name in row)
 
 
+@pytest.mark.processes
 def test_workers_that_know_an_ended_process_of_wandb(tmp_path):
     """joblib keeps its workers, whose WANDB_SERVICE is that of the call that has started them."""
     for i in range(2):
