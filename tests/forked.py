@@ -6,8 +6,11 @@ server), so they share nothing with the process of the tests.
 
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -58,6 +61,27 @@ def run(function, *arguments, code=0, environments=({},), timeout=300):
             process.kill()
             process.join()
             process.close()
+
+
+def script(path, *flags):
+    """Runs a script in a process of its own, and gives back how it ended and what it printed."""
+    process = start(_script, str(path), *map(str, flags))
+    process.join(300)
+    out, err = Path("stdout.txt").read_text(), Path("stderr.txt").read_text()
+    return subprocess.CompletedProcess(flags, process.exitcode, out, err)
+
+
+def _script(path, *flags):
+    for stream, number in (("stdout", 1), ("stderr", 2)):
+        with open(f"{stream}.txt", "w") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = [path, *flags]
+    sys.path[0] = str(Path(path).parent)
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # as the interpreter does
+        sys.exit(1)
 
 
 def free_port():

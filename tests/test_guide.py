@@ -14,6 +14,7 @@ PAGES = [DOCS / "get_started.md", *sorted((DOCS / "guide").glob("*.md"))]
 FEWER = {
     r"(max_epochs(?:\": |=))\d+": r"\g<1>1",
     r"((?:num_members|num_stages|inner_folds)=)\d+": r"\g<1>2",
+    r"(likelihood_steps=)\d+": r"\g<1>1",
     r"(num_folds=)\d+": r"\g<1>2, figures=False",
 }
 

@@ -5,9 +5,7 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,27 +25,6 @@ from dlblocks.models import load as load_model
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 COMMON = ("run_dir", "logger", "fast_dev_run", "accelerator", "devices", "precision", "seed")
-
-
-def run(recipe, *flags):
-    """Runs a recipe in a process of its own, as a script."""
-    process = forked.start(_main, str(recipe), *map(str, flags))
-    process.join(300)
-    out, err = Path("stdout.txt").read_text(), Path("stderr.txt").read_text()
-    return subprocess.CompletedProcess(flags, process.exitcode, out, err)
-
-
-def _main(recipe, *flags):
-    for stream, number in (("stdout", 1), ("stderr", 2)):
-        with open(f"{stream}.txt", "w") as file:
-            os.dup2(file.fileno(), number)
-    sys.argv = [recipe, *flags]
-    sys.path[0] = str(Path(recipe).parent)
-    try:
-        runpy.run_path(recipe, run_name="__main__")
-    except Exception:
-        sys.excepthook(*sys.exc_info())  # as the interpreter does
-        sys.exit(1)
 
 
 # What makes a dev run shorter.
@@ -81,7 +58,7 @@ def test_every_recipe_runs(recipe, tmp_path):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     flags = ["--fast_dev_run", "--run_dir=out", "--accelerator=cpu", *SHORT.get(recipe.stem, [])]
-    done = run(recipe, *flags)
+    done = forked.script(recipe, *flags)
     assert done.returncode == 0, done.stderr
     assert "Everything is in out" in done.stdout
     metrics = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
@@ -123,7 +100,7 @@ def test_every_recipe_explains_itself(recipe, helped):
 def test_kfold_mixes_and_measures_its_baseline(tmp_path):
     recipe = ROOT / "recipes" / "kfold.py"
     for mix, flags in (("mixup", ["--baseline"]), ("cutmix", ["--baseline=false"])):
-        done = run(
+        done = forked.script(
             recipe, f"--mix={mix}", "--max_epochs=1", "--num_folds=2", f"--run_dir={mix}",
             "--accelerator=cpu", *flags,
         )  # fmt: skip
@@ -151,7 +128,7 @@ def test_regularization_scores_on_folds_and_on_the_rest(tmp_path):
     recipe = ROOT / "recipes" / "regularization.py"
     flags = ["--net=mlp", "--methods=[none, mixup, early stopping]", "--run_dir=out"]
     flags += ["--num_folds=2", "--repeats=1", "--max_epochs=3", "--accelerator=cpu"]
-    done = run(recipe, *flags)
+    done = forked.script(recipe, *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
     assert list(found) == ["none", "mixup", "early stopping"]
@@ -175,7 +152,7 @@ def test_regularization_scores_on_folds_and_on_the_rest(tmp_path):
     p, adjusted = ([found[m][key] for m in ("mixup", "early stopping")] for key in ("p", "p_holm"))
     assert min(adjusted) == pytest.approx(min(1, 2 * min(p)))
     assert max(adjusted) == pytest.approx(max(min(1, 2 * min(p)), max(p)))
-    done = run(recipe, "--methods=[none, mixop]")
+    done = forked.script(recipe, "--methods=[none, mixop]")
     assert done.returncode == 2
     assert "did you mean 'mixup'" in done.stderr and "batch norm" in done.stderr
 
@@ -186,10 +163,10 @@ def rows(folder, name="folds.csv"):
 
 
 def test_recipes_say_what_is_wrong():
-    done = run(ROOT / "recipes" / "kfold.py", "--sead=3")
+    done = forked.script(ROOT / "recipes" / "kfold.py", "--sead=3")
     assert done.returncode == 2
     assert "did you mean 'seed'" in done.stderr
-    done = run(ROOT / "recipes" / "kfold.py", "--num_folds=1")
+    done = forked.script(ROOT / "recipes" / "kfold.py", "--num_folds=1")
     assert done.returncode == 2
     assert "num_folds=1" in done.stderr
     assert "Traceback" not in done.stderr
@@ -253,7 +230,7 @@ def test_the_steepest_rate():
 def test_a_rate_that_diverges_leaves_the_others_alone(tmp_path):
     flags = ["--min_lr=0.01", "--max_lr=1e8", "--num_rates=3", "--num_seeds=2", "--run_dir=out"]
     flags += ["--optimizer=sgd", "--max_epochs=2", "--accelerator=cpu"]
-    done = run(ROOT / "recipes" / "learning_rates.py", *flags)
+    done = forked.script(ROOT / "recipes" / "learning_rates.py", *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(found["metrics"]) == ["0.01", "1000", "1e+08"]
@@ -273,7 +250,7 @@ def test_a_rate_that_diverges_leaves_the_others_alone(tmp_path):
 
 def test_ensembles_are_scored_on_what_they_have_not_seen(tmp_path):
     flags = ["--fast_dev_run", "--run_dir=out", "--accelerator=cpu"]
-    done = run(ROOT / "recipes" / "ensembles.py", *flags)
+    done = forked.script(ROOT / "recipes" / "ensembles.py", *flags)
     assert done.returncode == 0, done.stderr
     data = DigitsDataModule(test_fraction=0.0)
     inputs, targets = data.raw_inputs("train"), data.source.targets
@@ -310,7 +287,7 @@ def test_ensembles_are_scored_on_what_they_have_not_seen(tmp_path):
 
 
 def test_optimizers_recipe_names_what_is_unknown():
-    done = run(ROOT / "recipes" / "optimizers.py", '--optimizers=["adan"]')
+    done = forked.script(ROOT / "recipes" / "optimizers.py", '--optimizers=["adan"]')
     assert done.returncode == 2
     assert "adan" in done.stderr and "did you mean" in done.stderr
 

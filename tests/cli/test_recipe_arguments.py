@@ -1,9 +1,9 @@
 """Arguments of recipes that are scripts in cells."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from dlblocks import cli
@@ -156,16 +156,11 @@ def test_a_script_has_help_and_plain_errors(tmp_path):
     script = tmp_path / "some.py"
     script.write_text(SCRIPT.lstrip())
 
-    def run(*flags):
-        return subprocess.run(
-            [sys.executable, script, *flags], capture_output=True, text=True, cwd=tmp_path
-        )
-
-    helped = run("--help").stdout
+    helped = forked.script(script, "--help").stdout
     assert "How many?" in helped and "Result: two." in helped and "default: [8, 8]" in helped
     assert "math" not in helped and "=====" not in helped
-    mistake = run("--seed=1")  # of the user
+    mistake = forked.script(script, "--seed=1")  # of the user
     assert mistake.stdout.startswith("[8, 8] mlp 0.5 runs/some [('accelerator', 'auto')")
     assert mistake.stderr.startswith("error: ") and "did you mean 'adam'" in mistake.stderr
     assert "Traceback" not in mistake.stderr and mistake.returncode == 2
-    assert "ZeroDivisionError" in run().stderr  # a fault of the script
+    assert "ZeroDivisionError" in forked.script(script).stderr  # a fault of the script
