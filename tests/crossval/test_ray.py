@@ -3,6 +3,7 @@
 import sys
 
 import commands
+import forked
 import pytest
 from same_runs import assert_same
 
@@ -107,7 +108,15 @@ def start(tmp_path_factory):
         (folder / "script.py").write_text(COMMON + script)
         # With authorization it leaves a file in the home folder.
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        commands.run("python", "script.py", ".", cwd=folder, env=env)
+        if name == "ray":
+            with pytest.MonkeyPatch.context() as patched:
+                patched.chdir(folder)
+                for variable, value in env.items():
+                    patched.setenv(variable, value)
+                done = forked.script("script.py", ".")
+            assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
+        else:  # the processes that Dask spawns do not start from a forked script
+            commands.run("python", "script.py", ".", cwd=folder, env=env)
         return folder
 
     return start
