@@ -31,7 +31,7 @@ from dlblocks.cli._parser import KNOWN_BY_DATA, Parser, add_mode_argument, class
 from dlblocks.cli._subcommands import CROSS_VALIDATE, NESTED, Trainer
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict_batches import gather, join_batches
-from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
+from dlblocks.runs._monitor import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks.runs.predict_part import predict_part
 from dlblocks.tasks import PredictionTable

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dlblocks._files import read_json
 from dlblocks.plots._style import write_png
-from dlblocks.runs._tables import GAP, block, number, width
+from dlblocks.runs._text_table import GAP, block, number, width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from dlblocks._files import (
     write_rows,
 )
 from dlblocks.runs._figures import save_figures
-from dlblocks.runs._tables import block, number
+from dlblocks.runs._text_table import block, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
