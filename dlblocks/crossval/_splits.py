@@ -77,7 +77,7 @@ def plan_splits(
 
 def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
     """Return the specs of all folds."""
-    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
+    return [FoldSpec.of(one, splits["num_folds"]) for one in splits["folds"]]
 
 
 def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:

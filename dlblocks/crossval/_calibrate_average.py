@@ -1,4 +1,4 @@
-"""Prediction intervals, sets and temperatures, from out-of-fold predictions."""
+"""Give the fold average prediction intervals or sets, and a temperature, from out-of-fold data."""
 
 from __future__ import annotations
 
