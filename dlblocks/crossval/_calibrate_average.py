@@ -1,4 +1,4 @@
-"""Give the fold average prediction intervals or sets, and a temperature, from out-of-fold data."""
+"""Give a fold average its prediction intervals and temperature."""
 
 from __future__ import annotations
 

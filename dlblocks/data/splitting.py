@@ -94,12 +94,15 @@ def is_in_time(split: Split | Splitter) -> bool:
 
 
 def gap_of(split: Split | Splitter) -> int:
-    """Return how many samples are in no part between training and what it is scored on."""
+    """Count the samples left out before each later part."""
     return int(getattr(split, "gap", 0)) if is_in_time(split) else 0
 
 
 def check_order(split: Split | Splitter, folds: Sequence[Mapping[str, Indices]]) -> None:
-    """Refuse a splitter of time whose test and selection part would be drawn at random."""
+    """Refuse a splitter in time that is not a `TimeSeriesSplit`.
+
+    Its test and selection part would be drawn from all times.
+    """
     if isinstance(split, str) or is_in_time(split) or len(folds) < 2 or _is_of_sklearn(split):
         return
     if all(rows["train"][-1] < rows["val"][0] for rows in folds):

@@ -1,6 +1,6 @@
-"""Find out which value of the monitored metric is best, and whether it is logged at all.
+"""Find out which value of the monitor is best.
 
-What the name of a metric says is in `dlblocks.metrics._names`.
+`dlblocks.metrics._names` tells it by the name of a metric.
 """
 
 from __future__ import annotations

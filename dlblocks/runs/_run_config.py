@@ -58,7 +58,7 @@ Spec = TypeVar("Spec", bound=FitSpec)
 
 
 def fit_seed(seed: int, number: int) -> int:
-    """Return the seed of a fit of a run, by the seed of the run and the number of the fit."""
+    """Return a fit's seed: the seed of the run plus the number of the fit."""
     return seed + number
 
 

@@ -1,4 +1,4 @@
-"""Prepare a fit: Trainer arguments and new objects."""
+"""Check arguments of a Trainer, and make new models, callbacks and data."""
 
 from __future__ import annotations
 
