@@ -23,7 +23,7 @@ class FoldSpec(FitSpec):
 
     @classmethod
     def of(cls, row: Mapping[str, Any], num_folds: int) -> FoldSpec:
-        """Return the spec of a row; each repeat has `num_folds`."""
+        """Return the spec of a row of a run."""
         return cls(row["repeat"] * num_folds + row["fold"], row["repeat"], row["fold"])
 
     @property

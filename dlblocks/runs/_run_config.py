@@ -58,7 +58,7 @@ Spec = TypeVar("Spec", bound=FitSpec)
 
 
 def fit_seed(seed: int, number: int) -> int:
-    """Return a fit's seed: the seed of the run plus the number of the fit."""
+    """Add the number of a fit to the seed of its run."""
     return seed + number
 
 
