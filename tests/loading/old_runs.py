@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting, Voting
-from dlblocks.models import CNNClassifier, Classifier, MLPClassifier, MLPRegressor, Regressor
+from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, Regressor
 
 ARCHIVE = Path(__file__).with_suffix(".tar.xz")
 SILENT: dict[str, Any] = {"logger": None, "progress_bar": False}
@@ -215,8 +215,9 @@ def killed(call: Call, run_dir: Path, make: Callable[..., Any], file: str) -> No
 
 
 def main() -> None:
-    import dlblocks
     from dlblocks.fitting import fit_and_test  # type: ignore[import-not-found]
+
+    import dlblocks
 
     assert dlblocks.__version__ == "0.1.0", "run this with the old code; see above"
     folder = Path(tempfile.mkdtemp())
@@ -255,7 +256,10 @@ def main() -> None:
             predict(model, raw if is_raw else data.transform(raw), name)
             found[f"{name}/scale"], found[f"{name}/shift"] = map(np.asarray, data.normalisation)
 
-    makers = {"cv-table": lambda: MLPClassifier(4, 3, hidden=[3], lr=0.01), "boosting": plain_regressor}
+    makers = {
+        "cv-table": lambda: MLPClassifier(4, 3, hidden=[3], lr=0.01),
+        "boosting": plain_regressor,
+    }
     for name, file in KILLED.items():
         run_dir = folder / f"killed-{name}"
         killed(CALLS[name], run_dir, makers.get(name, mlp), file)
