@@ -82,7 +82,7 @@ def run_function(function: Callable[..., None]) -> None:
 
 
 def _check_function(function: Callable[..., None]) -> None:
-    """Refuse functions whose call would do nothing, and names that the command line has."""
+    """Refuse a function that cannot be a recipe."""
     name = function.__name__
     lazy = (
         inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,

@@ -72,8 +72,8 @@ def average(
         preprocess.append(plain_statistics(found))
         # Of use for checkpoints of version 0.1 only: later ones have their own.
         known = Preprocess.from_plain(preprocess[-1] or {})
-        own = known if known.is_set else Preprocess([0.0], [1.0])
-        members.append(load_member(run_dir / row["checkpoint"], own))
+        given = known if known.is_set else Preprocess([0.0], [1.0])
+        members.append(load_member(run_dir / row["checkpoint"], given))
     if all(isinstance(getattr(member, "task", None), Task) for member in members):
         ensemble = VotingEnsemble(members).eval()
         if fit_temperature:

@@ -55,7 +55,7 @@ def add_statistics(model: Any, checkpoint: dict[str, Any], saved: Any, source: A
 
 
 def set_statistics(model: Any, statistics: Preprocess) -> None:
-    """Set the statistics of a model's inputs, or of each of its members."""
+    """Set the statistics of a model, or of each of its members."""
     for part in _leaves(model.preprocess):
         part.set(**statistics.statistics())
 
@@ -99,7 +99,10 @@ def _of_pair(pair: Any) -> dict[str, Tensor]:
 
 
 def _exact(values: Any) -> Tensor:
-    """Make a tensor (C,) or (): float32 if that holds the numbers, else float64."""
+    """Make a tensor (C,) or ().
+
+    It is float32 if that holds the numbers, else float64.
+    """
     wide = torch.tensor(values, dtype=torch.float64)
     narrow = wide.float()
     found = narrow if torch.equal(narrow.double(), wide) else wide

@@ -163,7 +163,7 @@ def fit_in_folder(
 
 
 class _NeedsTestSet(Callback):
-    """Raise the datamodule's error before the training if there is no test set."""
+    """Ask for the test set before the training."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
