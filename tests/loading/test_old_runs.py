@@ -131,6 +131,16 @@ def test_a_trainer_refuses_an_old_checkpoint_without_statistics(runs, make_train
         make_trainer().test(old_runs.mlp(), data, ckpt_path=path, verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_trainer_goes_on_from_an_old_checkpoint(runs, predicted, make_trainer):
+    """A fit has statistics before it loads the weights."""
+    trainer, model = make_trainer(max_epochs=3), old_runs.mlp()
+    path = runs / "single" / "checkpoints" / "best.ckpt"
+    trainer.fit(model, old_runs.class_data(test_fraction=0.2), ckpt_path=path)
+    assert trainer.current_epoch == 3 and trainer.global_step == 9
+    same(model.preprocess.scale, predicted["single/scale"])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_bare_checkpoint_needs_its_normalisation(runs, predicted, name):
     path = runs / "models" / f"{name}.ckpt"
