@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from dlblocks._files import check_files, read_record
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
-from dlblocks.crossval._calibration import best_temperature, calibrate, task_of
+from dlblocks.crossval._calibrate_average import best_temperature, calibrate, task_of
 from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.data import SplitDataModule
 from dlblocks.models import Model, VotingEnsemble, VotingModule, load

@@ -16,8 +16,9 @@ from dlblocks._files import SUMMARY, is_rank_zero, write_record
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
+from dlblocks.runs._monitor import resolve_mode
 from dlblocks.runs._plan import configuration
-from dlblocks.runs._trainer import check_trainer_arguments, resolve_mode, shows_bar
+from dlblocks.runs._trainer import check_trainer_arguments, shows_bar
 from dlblocks.runs.fit import fit
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
 from dlblocks.runs.intervals import HeldOutScores, count_tested, predict_test

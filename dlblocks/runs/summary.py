@@ -24,7 +24,7 @@ from dlblocks._files import (
 )
 from dlblocks._plain import NOT_PLAIN, plain
 from dlblocks.runs._figures import save_figures
-from dlblocks.runs._tables import block, number
+from dlblocks.runs._text_table import block, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
