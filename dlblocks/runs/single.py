@@ -62,7 +62,7 @@ def fit_and_test(
         progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
-        ValueError: An argument is wrong.
+        ValueError: An argument is wrong, or there is no test set.
         FileExistsError: `run_dir` holds something already.
         BlockingIOError: Another process works in `run_dir`.
     """
@@ -118,7 +118,7 @@ def fit_in_folder(
                     model,
                     datamodule,
                     path,
-                    callbacks=callbacks,
+                    callbacks=[_NeedsTestSet(), *callbacks],
                     trainer=arguments,
                     monitor=monitor,
                     mode=mode,
@@ -161,3 +161,10 @@ def fit_in_folder(
         return metrics
 
     return in_run_dir(run_dir, "runs/fit", run, resume=False)
+
+
+class _NeedsTestSet(Callback):
+    """Ask for the test set before the training."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
