@@ -424,7 +424,7 @@ def test_products_of_rows_are_those_of_a_loop(monkeypatch, numpy_threads):
     grads = [torch.randn(shape) for shape in shapes]
     with torch.no_grad():
         found = projection.find_projection(params, grads, delta=0.1, eps=1e-8)
-        dots = projection._dots(projection._matrices(params), projection._matrices(grads))
+        dots = projection._dots(*projection._matrices(params, grads))
     rows = [
         (p.double(), g.double(), i)
         for i, (p_all, g_all) in enumerate(zip(params, grads, strict=True))
