@@ -23,15 +23,17 @@ from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.cli._crossval import (
     CONFIG,
+    CROSS_VALIDATE,
+    NESTED,
+    Trainer,
     cross_validate_by,
     nested_cross_validate_by,
     without_run_dir,
 )
 from dlblocks.cli._parser import KNOWN_BY_DATA, Parser, add_mode_argument, class_at, is_our_model
-from dlblocks.cli._subcommands import CROSS_VALIDATE, NESTED, Trainer
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict_batches import gather, join_batches
-from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
+from dlblocks.runs._monitor import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks.runs.predict_part import predict_part
 from dlblocks.tasks import PredictionTable

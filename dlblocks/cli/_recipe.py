@@ -53,6 +53,7 @@ def parse(doc: str | None, settings: dict[str, Any]) -> RecipeArguments:
 def run_function(function: Callable[..., None]) -> None:
     """Run a function by the command line, as `dlblocks.cli.run_recipe` says."""
     with plain_errors():
+        _check_function(function)
         parser, name = RecipeParser(), Path(sys.argv[0]).stem
         parser.add_argument("--config", action=ActionConfigFile, help="a file of arguments")
         hints = get_type_hints(function)
@@ -78,6 +79,25 @@ def run_function(function: Callable[..., None]) -> None:
         if taking:
             given |= dict.fromkeys(taking, arguments_of(found, name))
         function(**given)
+
+
+def _check_function(function: Callable[..., None]) -> None:
+    """Refuse a function that cannot be a recipe."""
+    name = function.__name__
+    lazy = (
+        inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
+    )  # fmt: skip
+    if any(is_lazy(function) for is_lazy in lazy):
+        raise TypeError(
+            f"{name}() is written with 'async def' or 'yield', so that calling it runs nothing; "
+            "define it with 'def', such as def main(): asyncio.run(work())."
+        )
+    for taken, what in (("config", "a file of arguments"), ("help", "the help")):
+        if taken in inspect.signature(function).parameters:
+            raise TypeError(
+                f"{name}() has a parameter {taken!r}, but --{taken} is {what}; give it another "
+                "name."
+            )
 
 
 def add_common(parser: RecipeParser, name: str, *, but: Collection[str]) -> None:

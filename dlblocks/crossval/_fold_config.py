@@ -21,6 +21,11 @@ class FoldSpec(FitSpec):
     repeat: int
     fold: int
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], num_folds: int) -> FoldSpec:
+        """Return the spec of a row of a run."""
+        return cls(row["repeat"] * num_folds + row["fold"], row["repeat"], row["fold"])
+
     @property
     def place(self) -> dict[str, int]:
         return {"repeat": self.repeat, "fold": self.fold}

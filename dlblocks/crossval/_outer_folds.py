@@ -20,10 +20,7 @@ from dlblocks.crossval.nested_results import forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.runs._fits import FitResult, finish_fit, read_fit
 from dlblocks.runs._history import History
-from dlblocks.runs._trainer import (
-    new_datamodule,
-    quiet_trainer,
-)
+from dlblocks.runs._trainer import new_datamodule, quiet_trainer
 
 Data = SplitDataModule | Callable[[], SplitDataModule]
 

@@ -13,11 +13,12 @@ from lightning.pytorch.loggers import Logger
 from dlblocks._files import check_files, read_record
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
-from dlblocks.crossval._calibration import best_temperature, calibrate, task_of
+from dlblocks.crossval._calibrate_average import best_temperature, calibrate, task_of
 from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.data import SplitDataModule
 from dlblocks.models import Model, VotingEnsemble, VotingModule, load
 from dlblocks.models._checkpoints import of_foreign, read_checkpoint, restore
+from dlblocks.models._earlier import plain_statistics
 from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
@@ -39,7 +40,7 @@ REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"
 def average(
     run_dir: Path,
     folds: Sequence[Mapping[str, Any]],
-    load_member: Callable[[Path], pl.LightningModule],
+    load_member: Callable[[Path, Preprocess], pl.LightningModule],
     task: str | None,
     oof: PredictionTable | None,
     *,
@@ -52,7 +53,7 @@ def average(
     Args:
         run_dir: The run folder.
         folds: The rows of the fits.
-        load_member: Returns the model of a checkpoint.
+        load_member: Returns the model of a checkpoint; gets statistics of its inputs, too.
         task: The name of the models' task, if it is known.
         oof: Out-of-fold predictions, from which intervals and the temperature come.
         fit_temperature: Whether to fit the temperature.
@@ -68,8 +69,11 @@ def average(
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         found = read_record(path, cure)
         check_files(path, found, cure)
-        preprocess.append(found["preprocess"])
-        members.append(load_member(run_dir / row["checkpoint"]))
+        preprocess.append(plain_statistics(found))
+        # Of use for checkpoints of version 0.1 only: later ones have their own.
+        known = Preprocess.from_plain(preprocess[-1] or {})
+        given = known if known.is_set else Preprocess([0.0], [1.0])
+        members.append(load_member(run_dir / row["checkpoint"], given))
     if all(isinstance(getattr(member, "task", None), Task) for member in members):
         ensemble = VotingEnsemble(members).eval()
         if fit_temperature:
@@ -93,6 +97,7 @@ def average(
 
 def load_fold(
     path: Path,
+    preprocess: Preprocess,
     classes: Iterable[type[Model]],
     make_model: Callable[[], pl.LightningModule] | None,
     given: Callable[[], pl.LightningModule] | None,
@@ -101,13 +106,14 @@ def load_fold(
 
     Args:
         path: Its checkpoint.
+        preprocess: As for `dlblocks.models.load`.
         classes: The user's subclasses of our models.
         make_model: Makes the model; None to load what the checkpoint describes.
         given: Makes the model that the checkpoint does not describe.
     """
     if make_model is None:
         try:
-            return load(path, classes=classes)
+            return load(path, classes=classes, preprocess=preprocess)
         except ValueError as error:
             make_model = given
             if make_model is None:
@@ -116,7 +122,7 @@ def load_fold(
                     "give make_model= (dlblocks.load: module=), or classes= for your own."
                 ) from error
     with isolated():
-        return restore(new_module(make_model), path)
+        return restore(new_module(make_model), path, preprocess=preprocess)
 
 
 def refit(

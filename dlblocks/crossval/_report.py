@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dlblocks._files import read_json
+from dlblocks.crossval._fold_config import FoldSpec
 from dlblocks.plots._style import write_png
-from dlblocks.runs._tables import GAP, block, number, width
+from dlblocks.runs._run_config import fit_seed
+from dlblocks.runs._text_table import GAP, block, number, width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +187,7 @@ def _folds(folds: Rows, summary: Mapping[str, Any]) -> Table:
             *([row.get("group", "")] if named else []),
             *(number(row[name]) for name in chosen),
             *(row[key] for key in ("epochs", "best_epoch", *samples)),
-            "" if seed is None else seed + row["repeat"] * num_folds + row["fold"],
+            "" if seed is None else fit_seed(seed, FoldSpec.of(row, num_folds).number),
             f"{row['seconds']:.1f}",
         ]
         for row in folds
@@ -240,8 +242,8 @@ def _origin(summary: Mapping[str, Any], num_fits: int) -> list[str]:
     if "seed" in config:
         seed, split = config["seed"], config.get("data", {}).get("split_seed")
         parts.append(
-            f"Seeds: {seed} … {seed + num_fits - 1} for the fits, in their order"
-            + (f"; {split} for the split." if split is not None else ".")
+            f"Seeds: {fit_seed(seed, 0)} … {fit_seed(seed, num_fits - 1)} for the fits, in their "
+            "order" + (f"; {split} for the split." if split is not None else ".")
         )
     if summary.get("versions"):
         parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()))

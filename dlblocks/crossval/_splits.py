@@ -36,7 +36,8 @@ def plan_splits(
         ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
         also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
         other rows train. With ``"time_series"`` only those before `val` do, with ``"blocks"`` only
-        those with the margin to `val`, and with a splitter object those that it returns.
+        those with the margin to `val`, and with a splitter object those that it returns, without
+        its gap before `selection`.
 
     Raises:
         ValueError: `num_folds` is not what the data say, or repeats would all be the same.
@@ -76,7 +77,7 @@ def plan_splits(
 
 def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
     """Return the specs of all folds."""
-    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
+    return [FoldSpec.of(one, splits["num_folds"]) for one in splits["folds"]]
 
 
 def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:

@@ -16,8 +16,8 @@ from dlblocks.crossval import _report
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.crossval.statistics import Comparison, holm
 from dlblocks.plots import comparison, save
-from dlblocks.runs._tables import block, number
-from dlblocks.runs._trainer import resolve_mode
+from dlblocks.runs._monitor import resolve_mode
+from dlblocks.runs._text_table import block, number
 from dlblocks.tasks.table import data_frame
 
 if TYPE_CHECKING:

@@ -31,14 +31,9 @@ from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
 from dlblocks.engine.run_fits import engine_for, run_fits
 from dlblocks.runs._fits import read_fits
+from dlblocks.runs._monitor import resolve_mode
 from dlblocks.runs._parallel import check_jobs, wait_for_workers
-from dlblocks.runs._trainer import (
-    CALLBACKS,
-    check_trainer_arguments,
-    new_datamodule,
-    resolve_mode,
-    shows_bar,
-)
+from dlblocks.runs._trainer import CALLBACKS, check_trainer_arguments, new_datamodule, shows_bar
 from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
 

@@ -28,7 +28,7 @@ from dlblocks.crossval.statistics import mean_interval
 from dlblocks.metrics import Mode, metric_mode
 from dlblocks.models._predict_batches import predictor, to_numpy
 from dlblocks.nets import Preprocess
-from dlblocks.runs._tables import number
+from dlblocks.runs._text_table import number
 from dlblocks.tasks import PredictionTable, Task
 from dlblocks.tasks.table import data_frame
 

@@ -27,16 +27,11 @@ from dlblocks.crossval.nested_results import NestedResult
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
 from dlblocks.runs._figures import drawing
+from dlblocks.runs._monitor import resolve_mode
 from dlblocks.runs._parallel import check_jobs
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._progress import make_bar
-from dlblocks.runs._trainer import (
-    CALLBACKS,
-    check_trainer_arguments,
-    new_datamodule,
-    resolve_mode,
-    shows_bar,
-)
+from dlblocks.runs._trainer import CALLBACKS, check_trainer_arguments, new_datamodule, shows_bar
 from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
 

@@ -16,7 +16,7 @@ from dlblocks._files import is_rank_zero, write_rows
 from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval.results import CrossValidationResult
-from dlblocks.runs._tables import number
+from dlblocks.runs._text_table import number
 from dlblocks.tasks.table import data_frame
 
 

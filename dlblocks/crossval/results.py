@@ -107,6 +107,11 @@ class CrossValidationResult(FoldScores):
         """
         path = Path(run_dir)
         info, files = cls.read_summary(path, "cross-validation")
+        if "num_folds" not in info:
+            raise FileNotFoundError(
+                f"run_dir='{run_dir}' holds a run that is not a cross-validation; dlblocks.load "
+                "opens its model."
+            )
         with reading(path / "folds.csv", AGAIN):
             rows = read_rows(path / "folds.csv", texts=["group"])
             folders = [path / fold_folder(row) for row in rows]

@@ -33,7 +33,7 @@ from dlblocks.data._threads import THREADS_PAY, in_threads
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-Kind = Literal["number", "category", "date", "counts", "embedding"]
+ColumnKind = Literal["number", "category", "date", "counts", "embedding"]
 # A column that would become more features is asked about.
 MAX_CATEGORIES = 50
 MAX_QUESTIONS = 20  # in a message
@@ -77,7 +77,7 @@ class Column:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     missing: int = 0
     categories: list[str] = field(default_factory=list)
     date_format: str | None = None
@@ -133,7 +133,7 @@ class ColumnReader:
     """
 
     where: str
-    asked: Mapping[str, Kind]
+    asked: Mapping[str, ColumnKind]
     dates: Mapping[str, str | None]
     declared: Mapping[str, Sequence[str]]
     impute: bool

@@ -17,7 +17,9 @@ from dlblocks.data._strata import Indices
 from dlblocks.data.splitting import (
     Split,
     Splitter,
+    check_order,
     counts_folds,
+    gap_of,
     hold_out_test,
     is_in_time,
     own_repeats,
@@ -81,6 +83,8 @@ class FoldRows(DescribedData):
                 repeat=repeat,
                 **self._test_arguments(),
             )
+        if self.test_fraction or self.selection_fraction:
+            check_order(self.split, self._folds[key])
         return self._folds[key]
 
     def _hold_out_test(self) -> tuple[Indices, Indices]:
@@ -156,6 +160,7 @@ class FoldRows(DescribedData):
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
                 in_order=is_in_time(self.split),
+                gap=gap_of(self.split),
                 plane=None if plane is None else plane[train],
                 seed=self.split_seed,
             )

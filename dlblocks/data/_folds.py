@@ -226,9 +226,14 @@ def check_folds(pairs: list[Fold], num_samples: int, groups: np.ndarray | None) 
             raise ValueError(f"fold {fold} has an empty part or unknown samples.")
         if len(np.intersect1d(train, val)):
             raise ValueError(f"fold {fold} validates samples that it trains on.")
-        shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
-        if len(shared):
-            raise ValueError(
-                f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such "
-                "groups); keep groups whole, as GroupKFold does, or leave groups out."
-            )
+        check_apart(f"fold {fold}", groups, train, val)
+
+
+def check_apart(what: str, groups: np.ndarray | None, train: Indices, val: Indices) -> None:
+    """Raise a `ValueError` if a group is in two parts."""
+    shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
+    if len(shared):
+        raise ValueError(
+            f"{what} trains on and validates group {shared[0]!s} ({len(shared)} such groups); keep "
+            "groups whole, as GroupKFold does, or leave groups out."
+        )

@@ -7,10 +7,7 @@ import numpy.typing as npt
 
 from dlblocks._errors import check_range, checked
 from dlblocks.data._blocks import Plane
-from dlblocks.data._folds import (
-    fold_pairs,
-    shuffled_folds,
-)
+from dlblocks.data._folds import check_apart, fold_pairs, shuffled_folds
 from dlblocks.data._strata import (
     NUM_BINS,
     Fold,
@@ -33,6 +30,7 @@ def holdout(
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
     in_order: bool = False,
+    gap: int = 0,
     plane: Plane | None = None,
     seed: int = 0,
 ) -> Fold:
@@ -41,12 +39,13 @@ def holdout(
     As in `kfold`, the samples are stratified by `targets`, and `groups`, which may be `copies`,
     stay whole. With groups, one of ``round(1 / fraction)`` folds is held out, so its share is only
     as close to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing.
-    `in_order` holds out the last samples, in the order of time. With a `plane` one or more of its
+    `in_order` holds out the last samples, in the order of time, and leaves out the `gap` samples
+    before them. It cannot cut a group. With a `plane` one or more of its
     blocks are held out, and samples nearer than its margin are in neither part.
 
     Raises:
-        ValueError: `fraction` is outside [0, 1), a class has a single member, or there are too few
-            samples.
+        ValueError: `fraction` is outside [0, 1), a class has a single member, there are too few
+            samples, or `in_order` would cut a group.
 
     Example:
         >>> rest, held_out = holdout(10, 0.2)
@@ -54,6 +53,8 @@ def holdout(
         (8, 2)
         >>> holdout(5, 0.4, in_order=True)
         (array([0, 1, 2]), array([3, 4]))
+        >>> holdout(5, 0.4, in_order=True, gap=2)
+        (array([0]), array([3, 4]))
     """
     check_range("fraction", fraction, 0, 1, high_open=True)
     everything = np.arange(num_samples)
@@ -63,7 +64,16 @@ def holdout(
     if num_held_out < 1:
         raise ValueError(f"{num_samples} samples are too few to hold out a fraction {fraction}.")
     if in_order:
-        return everything[:-num_held_out], everything[-num_held_out:]
+        num_kept = num_samples - num_held_out - gap
+        if num_kept < 1:
+            raise ValueError(
+                f"gap={gap} leaves no sample before the last {num_held_out} of {num_samples}; use "
+                "a smaller gap, a smaller share, or more data."
+            )
+        rest, held_out = everything[:num_kept], everything[-num_held_out:]
+        members = as_column("groups", groups, num_samples)
+        check_apart("the split in time", members, rest, held_out)
+        return rest, held_out
     if plane is not None:
         num_folds = max(2, round(1 / fraction))
         blocks = plane.blocks(num_folds, seed)
@@ -127,6 +137,7 @@ def selection(
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
     in_order: bool = False,
+    gap: int = 0,
     plane: Plane | None = None,
     seed: int = 0,
 ) -> Fold:
@@ -143,6 +154,7 @@ def selection(
         groups: Groups to keep whole.
         copies: Each group consists of copies of one sample; see `kfold`.
         in_order: Take the last samples, in the order of time.
+        gap: Number of samples before them that are in neither part.
         plane: Take blocks of the plane; see `holdout`.
         seed: Seed of the draw.
 
@@ -178,6 +190,7 @@ def selection(
             groups=groups,
             copies=copies,
             in_order=in_order,
+            gap=gap,
             plane=plane,
             seed=seed,
         )

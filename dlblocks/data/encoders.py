@@ -127,8 +127,9 @@ class Encoder:
             return _slices(data, rows, lambda part: torch.as_tensor(part))
         raise TypeError(
             f"data is {what(data)}, and nothing says how inputs are made of it: the model was "
-            "trained on batches of somebody else's, or its members on different data. Give a "
-            "DataLoader of such batches, or load(…, preprocess=a function that makes a batch)."
+            "trained on batches of somebody else's, or its members on different data, or it was "
+            "written by an earlier version of dlblocks. Give an array of inputs, a DataLoader of "
+            "such batches, or load(…, preprocess=a function that makes a batch)."
         )
 
 

@@ -27,7 +27,8 @@ class SplitDataModule(FoldRows):
     Args:
         split: How to split the development set. Give one of these, or a splitter of scikit-learn,
             such as ``StratifiedGroupKFold(5, shuffle=True, random_state=0)``. A splitter gets
-            targets and groups of the development set and determines the number of folds.
+            targets and groups of the development set and determines the number of folds. The test
+            and selection part of ``TimeSeriesSplit(gap=…)`` are the last samples, with its gap.
 
             - ``"kfold"``: folds that are stratified by `stratify` and keep groups whole.
             - ``"time_series"``: training always before validation, in the order of the samples.
@@ -197,8 +198,9 @@ class SplitDataModule(FoldRows):
         Statistics of the training part, such as those of the normalisation, do not use it. While
         `validate_on` is ``"selection"``, `val_dataloader` loads it for early stopping and the best
         epoch. With ``validate_on = "val"`` the fold is scored. The share is stratified like the
-        folds and consists of whole groups. With ``split="time_series"`` it is the last rows, and
-        with ``split="blocks"`` a block with its margin. This datamodule stays as it is.
+        folds and consists of whole groups. In the order of time it is the last rows, after the
+        splitter's `gap`, and with ``split="blocks"`` a block with its margin. This datamodule stays
+        as it is.
 
         Args:
             fraction: Share of the training part, in (0, 1).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -91,6 +91,26 @@ def is_in_time(split: Split | Splitter) -> bool:
     from sklearn.model_selection import TimeSeriesSplit
 
     return isinstance(split, TimeSeriesSplit)
+
+
+def gap_of(split: Split | Splitter) -> int:
+    """Count the samples left out before each later part."""
+    return int(getattr(split, "gap", 0)) if is_in_time(split) else 0
+
+
+def check_order(split: Split | Splitter, folds: Sequence[Mapping[str, Indices]]) -> None:
+    """Refuse a splitter in time that is not a `TimeSeriesSplit`.
+
+    Its test and selection part would be drawn from all times.
+    """
+    if isinstance(split, str) or is_in_time(split) or len(folds) < 2 or _is_of_sklearn(split):
+        return
+    if all(rows["train"][-1] < rows["val"][0] for rows in folds):
+        raise ValueError(
+            f"split={split_name(split)} always trains on samples before those it validates, but "
+            "the test or selection part would be drawn from all times; derive the splitter from "
+            "scikit-learn's TimeSeriesSplit, or use test_fraction=0 and select='last'."
+        )
 
 
 def own_repeats(split: Split | Splitter) -> int:
@@ -203,7 +223,8 @@ def hold_out_test(
         >>> hold_out_test(4, "time_series", 0.25)
         (array([0, 1, 2]), array([3]))
     """
-    rest, test = holdout(num_samples, test_fraction, in_order=is_in_time(split), **keep)
+    in_order, gap = is_in_time(split), gap_of(split)
+    rest, test = holdout(num_samples, test_fraction, in_order=in_order, gap=gap, **keep)
     return (rest if development is None else development), test
 
 
@@ -256,7 +277,7 @@ def _by_splitter(
                 raise ValueError(f"it has {len(splitter.test_fold)}, and the data {num_samples}.")
             drawn = PredefinedSplit(splitter.test_fold[rest])
         pairs = fold_pairs(drawn, len(rest), targets, groups)
-        if not type(splitter).__module__.startswith("sklearn."):  # those were checked before
+        if not _is_of_sklearn(splitter):  # those were checked before
             again = fold_pairs(drawn, len(rest), targets, groups)
             if len(again) != len(pairs) or not all(
                 map(np.array_equal, chain(*pairs), chain(*again))
@@ -269,6 +290,10 @@ def _by_splitter(
         what = f"split={split_name(splitter)} cannot split these {len(rest)} samples"
         raise named(error, what) from error
     return pairs
+
+
+def _is_of_sklearn(splitter: Splitter) -> bool:
+    return type(splitter).__module__.startswith("sklearn.")
 
 
 def _shown(split: Split | Splitter) -> str:

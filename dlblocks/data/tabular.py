@@ -20,7 +20,7 @@ from dlblocks.data._cells import (
     shortened,
     text,
 )
-from dlblocks.data._columns import Column, ColumnReader, Kind, unclear_dates
+from dlblocks.data._columns import Column, ColumnKind, ColumnReader, unclear_dates
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._read_csv import check_name, check_read_args
 from dlblocks.data._table_encoder import TableEncoder, plain_read_args
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Kinds of the columns that arguments name.
-KINDS: dict[str, Kind] = {
+COLUMN_KINDS: dict[str, ColumnKind] = {
     "numeric": "number", "categorical": "category", "dates": "date", "counts": "counts",
     "embed": "embedding",
 }  # fmt: skip
@@ -244,7 +244,9 @@ class TabularDataModule(DataModule):
         features = [name for name in table.columns if name not in self._others]
         if not features:
             raise ValueError(f"{where} has no column beside target={target!r} to learn from.")
-        kinds = {name: kind for argument, kind in KINDS.items() for name in self.asked[argument]}
+        kinds = {
+            name: kind for argument, kind in COLUMN_KINDS.items() for name in self.asked[argument]
+        }
         impute = self.missing == "impute"
         reader = ColumnReader(where, kinds, self.date_formats, declared, impute, self.is_frame)
         self.table_columns = columns = reader.read_all(table[name] for name in features)

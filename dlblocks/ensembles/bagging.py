@@ -29,14 +29,9 @@ from dlblocks.ensembles.voting import Voting
 from dlblocks.models._checkpoints import restore, write_checkpoint
 from dlblocks.runs._figures import save_figures
 from dlblocks.runs._fits import FitResult, read_fits
+from dlblocks.runs._monitor import resolve_mode
 from dlblocks.runs._plan import begin_run, describe
-from dlblocks.runs._trainer import (
-    CALLBACKS,
-    check_trainer_arguments,
-    new_datamodule,
-    resolve_mode,
-    shows_bar,
-)
+from dlblocks.runs._trainer import CALLBACKS, check_trainer_arguments, new_datamodule, shows_bar
 from dlblocks.runs.folder import in_run_dir, know_rank, say
 from dlblocks.runs.predict_part import add_weights
 

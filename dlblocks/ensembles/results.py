@@ -21,7 +21,7 @@ from dlblocks.runs._figures import curve_figures, prediction_figures
 from dlblocks.runs._fits import read_fit
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._result import Result
-from dlblocks.runs._tables import block, number
+from dlblocks.runs._text_table import block, number
 from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:

@@ -18,17 +18,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks._files import SUMMARY, DamagedFileError, atomic_write, is_whole
 from dlblocks._plain import NOT_PLAIN, plain, plain_hyperparameters
+from dlblocks.models._earlier import RENAMED, add_statistics, set_statistics
+from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import preprocess_of
 
 Module = TypeVar("Module", bound=pl.LightningModule)
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
 DATA_SPEC = "data_spec"
-_VOTING = "dlblocks.models.voting."
-# Today's names of classes in older checkpoints.
-RENAMED = dict.fromkeys(
-    [f"{_VOTING}VotingClassifier", f"{_VOTING}VotingRegressor"], f"{_VOTING}VotingEnsemble"
-)
 
 
 def describe(model: Any, checkpoint: dict[str, Any]) -> None:
@@ -169,6 +167,8 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint holds a {path}, not a {class_path(type(model))}; "
             "create that model, or use dlblocks.models.load(path)."
         )
+    if path is not None:
+        add_statistics(model, checkpoint, saved, "the checkpoint")
     here, there = model.state_dict(), checkpoint.get("state_dict", {})
     own = {_uncompiled(name): name for name in here}
     for name in set(there) - set(here):  # compiled nets may be loaded into others, and vice versa
@@ -195,12 +195,15 @@ def _uncompiled(name: str) -> str:
     return re.sub(r"(^|(?<=\.))(_orig_mod|task)\.", "", name)
 
 
-def restore(model: Module, path: str | PathLike[str]) -> Module:
+def restore(
+    model: Module, path: str | PathLike[str], *, preprocess: Preprocess | None = None
+) -> Module:
     """Load the weights of a checkpoint into a model, in evaluation mode.
 
     Args:
         model: Any LightningModule.
         path: A checkpoint of the Trainer.
+        preprocess: As for `load`.
 
     Raises:
         ValueError: The file is truncated, not a checkpoint, or of another class or dimensions.
@@ -208,7 +211,8 @@ def restore(model: Module, path: str | PathLike[str]) -> Module:
     if is_overridden("configure_model", model):  # it may create layers
         model.configure_model()
     try:
-        fill(model, read_checkpoint(path, "cpu"), strict=model.strict_loading)
+        checkpoint = read_checkpoint(path, "cpu")
+        fill(model, checkpoint, model.strict_loading, preprocess, path)
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {path} do not fit a new {type(model).__name__}; create all layers "
@@ -218,7 +222,19 @@ def restore(model: Module, path: str | PathLike[str]) -> Module:
     return model.eval()
 
 
-def fill(model: pl.LightningModule, checkpoint: dict[str, Any], strict: bool) -> None:
+def fill(
+    model: pl.LightningModule,
+    checkpoint: dict[str, Any],
+    strict: bool,
+    preprocess: Preprocess | None,
+    source: Any,
+) -> None:
+    """Load the weights of a checkpoint that was read."""
+    saved = checkpoint.get(HPARAMS) or {}
+    if preprocess_of(model) is not None and CLASS_PATH in saved:
+        if preprocess is not None:
+            set_statistics(model, preprocess)
+        add_statistics(model, checkpoint, saved, source)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models.model import Model
 
-Kind = TypeVar("Kind", bound=pl.LightningModule)
+Trained = TypeVar("Trained", bound=pl.LightningModule)
 
 
 class MadeOfTrained(pl.LightningModule):
@@ -25,7 +25,7 @@ class MadeOfTrained(pl.LightningModule):
         )
 
 
-def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
+def rebuilt(members: Sequence[Any], kind: type[Trained]) -> list[Trained]:
     """Return the members, and create those given as descriptions.
 
     Raises:

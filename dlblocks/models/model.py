@@ -362,6 +362,7 @@ def load(
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
     only: type[Model] | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Model:
     """Load a model of any class from a checkpoint, in evaluation mode.
 
@@ -378,6 +379,7 @@ def load(
             `Classifier` over a net of your own, or ``{"members": [model, …]}`` for an ensemble of
             such models.
         only: Refuse a checkpoint of any class but this and its subclasses.
+        preprocess: Normalisation of a checkpoint of version 0.1, such as `Preprocess(mean, std)`.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -392,7 +394,7 @@ def load(
         only=only,
         source=path,
     )
-    checkpoints.fill(model, checkpoint, strict)
+    checkpoints.fill(model, checkpoint, strict, preprocess, path)
     if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):
         model.to(map_location)
     return model.eval()

@@ -20,7 +20,7 @@ from dlblocks._npz import Growing
 from dlblocks._ragged import entries_of
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._predict_batches import gather, predictor, target_in, to_numpy
-from dlblocks.models._trained_members import Kind, MadeOfTrained, common_spec, described, rebuilt
+from dlblocks.models._trained_members import MadeOfTrained, Trained, common_spec, described, rebuilt
 from dlblocks.models.language import LanguageModel, average_language_model
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
@@ -339,7 +339,7 @@ class _Committee(nn.Module):
         return torch.stack([member(inputs) for member in self.members])
 
 
-def _at_least_one(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
+def _at_least_one(members: Sequence[Any], kind: type[Trained]) -> list[Trained]:
     if not members:
         raise ValueError("members is empty; an ensemble needs at least one.")
     return rebuilt(members, kind)

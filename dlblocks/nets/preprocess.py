@@ -204,11 +204,11 @@ class PassOn(Preprocess):
 
     def __init__(self, members: Sequence[Preprocess]) -> None:
         super().__init__()
-        self._members = list(members)  # not submodules, because the members hold them already
+        self.members = list(members)  # not submodules, because the members hold them already
 
     @property
     def is_set(self) -> bool:
-        return any(member.is_set for member in self._members)
+        return any(member.is_set for member in self.members)
 
     def forward(self, inputs: Inputs, memory: BatchMemory | None = None) -> Inputs:
         return inputs

@@ -126,6 +126,16 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
         torch._foreach_add_(params, directions, alpha=-lr)
 
 
+def takes_kernel(columns: Columns) -> bool:
+    """Return True if torch's fused kernels for a CPU can take the step.
+
+    They are several times as fast as foreach, since they read the memory once.
+    """
+    if torch.compiler.is_compiling() or not columns[0][0].is_cpu:
+        return False
+    return all(x.is_contiguous() for column in columns for x in column)
+
+
 def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[Columns]:
     """Turn rows into columns, separately for each device and dtype."""
     found: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}

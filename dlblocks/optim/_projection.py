@@ -12,6 +12,7 @@ projection. A GPU projects all, with factors of 0, because it would have to wait
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +127,7 @@ def find_projection(
         delta: The threshold.
         eps: The least norm.
     """
-    weights, gradients = _matrices(params), _matrices(grads)
+    weights, gradients = _matrices(params, grads)
     owner = torch.cat([p.new_full(p.shape[:1], i, dtype=torch.int64) for i, p in enumerate(params)])
     columns = torch.cat([w.new_full(w.shape[:1], w.shape[1]) for w in weights])  # (R,)
     if _is_for_numpy(weights):
@@ -155,7 +156,7 @@ def project_(
     of other weights stay.
     """
     by_row, applies, norms, owner = projection
-    along = _dots(_matrices(params), _matrices(directions))  # (R,)
+    along = _dots(*_matrices(params, directions))  # (R,)
     along = torch.where(by_row[owner], along, _totals(along, owner, len(params))[owner])
     factors = torch.where(applies[owner], along / (norms + eps).square(), 0.0)
     parts = factors.split([len(p) for p in params])
@@ -163,20 +164,23 @@ def project_(
     torch._foreach_addcmul_(directions, params, shaped, value=-1)
 
 
-def _matrices(tensors: list[Tensor]) -> list[Tensor]:
-    """Return all rows in order.
+def _matrices(*lists: list[Tensor]) -> list[list[Tensor]]:
+    """Return all rows of each list of tensors, in order.
 
-    Small neighbours of equal width are one matrix.
+    Small neighbours of equal shape are one matrix. The lists have the same shapes.
     """
-    parts: list[list[Tensor]] = []
-    for x in [x.flatten(1) for x in tensors]:
-        is_small = x.numel() <= SMALL
-        before = parts[-1][-1] if parts else x.new_empty(0, 0)
-        if parts and is_small and before.numel() <= SMALL and before.shape[1] == x.shape[1]:
-            parts[-1].append(x)
-        else:
-            parts.append([x])
-    return [torch.cat(some) if len(some) > 1 else some[0] for some in parts]
+    found: list[list[Tensor]] = [[] for _ in lists]
+    shapes = [x.shape for x in lists[0]]
+    # A large tensor is a group of its own, by its number.
+    keys = [(s[1:], -1 if s.numel() <= SMALL else i) for i, s in enumerate(shapes)]
+    start = 0
+    for _, group in groupby(keys):
+        stop = start + len(list(group))
+        for matrices, tensors in zip(found, lists, strict=True):
+            some = tensors[start:stop]
+            matrices.append((torch.cat(some) if len(some) > 1 else some[0]).flatten(1))
+        start = stop
+    return found
 
 
 def _is_for_numpy(matrices: list[Tensor]) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import checked
-from dlblocks.optim._base import Columns, Group
+from dlblocks.optim._base import Columns, Group, takes_kernel
 from dlblocks.optim._projection import ProjectedOptimizer
 
 
@@ -85,7 +84,7 @@ class AdamP(ProjectedOptimizer):
         )
 
     def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
-        if _has_kernel(group, columns):
+        if not group["nesterov"] and takes_kernel(columns):
             _run_kernel(group, columns, lr=float(lr), weight_decay=group["weight_decay"])
         else:
             super()._step_unprojected(group, lr, columns)
@@ -93,7 +92,7 @@ class AdamP(ProjectedOptimizer):
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
         _, grads, exp_avgs, exp_avg_sqs, steps = columns
         beta1, beta2 = group["betas"]
-        if _has_kernel(group, columns):
+        if not group["nesterov"] and takes_kernel(columns):
             directions = [torch.zeros_like(grad) for grad in grads]
             _run_kernel(group, [directions, *columns[1:]], lr=-1.0, weight_decay=0.0)
             return directions
@@ -112,23 +111,10 @@ class AdamP(ProjectedOptimizer):
         return list(denominators)
 
 
-_kernel: Any = getattr(torch, "_fused_adamw_", None)
-
-
-def _has_kernel(group: Group, columns: Columns) -> bool:
-    """Return True if torch's fused AdamW can take the step.
-
-    On a CPU it is 4 times as fast as foreach.
-    """
-    if _kernel is None or group["nesterov"] or torch.compiler.is_compiling():
-        return False
-    return all(x.is_cpu and x.is_contiguous() for column in columns[:4] for x in column)
-
-
 def _run_kernel(group: Group, columns: Columns, *, lr: float, weight_decay: float) -> None:
     params, grads, exp_avgs, exp_avg_sqs, steps = columns
     beta1, beta2 = group["betas"]
-    _kernel(
+    torch._fused_adamw_(
         params,
         grads,
         exp_avgs,

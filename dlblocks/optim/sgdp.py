@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import check_range, checked
-from dlblocks.optim._base import Columns, Group
+from dlblocks.optim._base import Columns, Group, takes_kernel
 from dlblocks.optim._projection import ProjectedOptimizer
 
 
@@ -89,6 +89,27 @@ class SGDP(ProjectedOptimizer):
 
     def _decay(self, group: Group) -> float:
         return float(group["weight_decay"] / (1 - group["momentum"]))
+
+    def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        params, grads, buffers = columns
+        # The kernel leaves out the buffer without momentum.
+        if not group["momentum"] or not takes_kernel(columns):
+            super()._step_unprojected(group, lr, columns)
+            return
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - float(lr) * self._decay(group))
+        torch._fused_sgd_(
+            params,
+            grads,
+            buffers,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=float(lr),
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=False,
+        )
 
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
         (_, grads, buffers), momentum = columns, group["momentum"]

@@ -31,6 +31,7 @@ from dlblocks._files import (
 from dlblocks.callbacks._side_effects import paused
 from dlblocks.data import SplitDataModule
 from dlblocks.models._checkpoints import is_ours
+from dlblocks.models._earlier import plain_statistics
 from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.nets import Preprocess
 from dlblocks.runs._plan import run_id_of
@@ -205,7 +206,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
         history = read_rows(folder / "history.csv")
-    return FitResult(row, predicted, history, found["preprocess"], reason)
+    return FitResult(row, predicted, history, plain_statistics(found), reason)
 
 
 class _TryPrediction(Callback):

@@ -115,14 +115,24 @@ def begin_run(
         ValueError: A file of the folder is damaged.
     """
     if resume and (run_dir / PLAN).is_file():
-        different = [*differences(_read_plan(run_dir)["config"], config), *more()]
+        old = _read_plan(run_dir)
+        different = [*differences(old["config"], config), *more()]
         is_table = config.get("data", {}).get("class") == "TabularDataModule"
         # A table that lies in another file with the same content is the same.
         if different and not (is_table and all(text.startswith(PLACE) for text in different)):
             rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            text = f"{'; '.join(different[:SHOWN])}{rest}"
+            version, today = (v.get("dlblocks") for v in (old["versions"], tracking.versions()))
+            if version != today:
+                raise OtherRunError(
+                    f"run_dir='{run_dir}' holds a run of an earlier or later version, dlblocks "
+                    f"{version}, which dlblocks {today} does not resume: {text}. Resume it with "
+                    "that version, or choose another run_dir. If it is finished, dlblocks.load "
+                    "opens its model, and dlblocks.crossval.load_result a cross-validation."
+                )
             raise OtherRunError(
-                f"run_dir='{run_dir}' holds a run of another kind: "
-                f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
+                f"run_dir='{run_dir}' holds a run of another kind: {text}. Choose another run_dir, "
+                "or delete it first."
             )
         remove_parts(run_dir)
         write_beside_plan(run_dir)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlblocks._errors import did_you_mean
 from dlblocks._files import AGAIN, SUMMARY, check_files, read_record, write_record
-from dlblocks.runs._tables import number
+from dlblocks.runs._text_table import number
 
 
 class Result:

@@ -57,6 +57,11 @@ class FitSpec:
 Spec = TypeVar("Spec", bound=FitSpec)
 
 
+def fit_seed(seed: int, number: int) -> int:
+    """Add the number of a fit to the seed of its run."""
+    return seed + number
+
+
 @dataclass
 class RunConfig:
     """Configuration that all fits of a run share.
@@ -93,8 +98,8 @@ class RunConfig:
         raise NotImplementedError
 
     def seed_of(self, spec: FitSpec) -> int:
-        """Return the seed of a fit, `seed` plus its number."""
-        return self.seed + spec.number
+        """Return the seed of a fit."""
+        return fit_seed(self.seed, spec.number)
 
     def about(self, spec: FitSpec) -> dict[str, Any]:
         """Configuration that the logger of a fit shows."""

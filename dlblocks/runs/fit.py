@@ -32,13 +32,12 @@ from dlblocks.runs._history import (
     record,
     stop_recording,
 )
+from dlblocks.runs._monitor import checking_mode, saying_what_was_logged
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
     NoLogger,
-    checking_mode,
     leaving_out,
     saying_that_nothing_is_validated,
-    saying_what_was_logged,
     without_bars,
 )
 

@@ -23,7 +23,7 @@ from dlblocks._npz import is_finite
 from dlblocks._scores import Weighted
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict_batches import NoPredictions
-from dlblocks.runs._tables import number
+from dlblocks.runs._text_table import number
 from dlblocks.runs.predict_part import predict_part
 from dlblocks.tasks import PredictionTable, Task, find_task
 

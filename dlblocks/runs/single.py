@@ -16,8 +16,9 @@ from dlblocks._files import SUMMARY, is_rank_zero, write_record
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
+from dlblocks.runs._monitor import resolve_mode
 from dlblocks.runs._plan import configuration
-from dlblocks.runs._trainer import check_trainer_arguments, resolve_mode, shows_bar
+from dlblocks.runs._trainer import check_trainer_arguments, shows_bar
 from dlblocks.runs.fit import fit
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
 from dlblocks.runs.intervals import HeldOutScores, count_tested, predict_test
@@ -61,7 +62,7 @@ def fit_and_test(
         progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
-        ValueError: An argument is wrong.
+        ValueError: An argument is wrong, or there is no test set.
         FileExistsError: `run_dir` holds something already.
         BlockingIOError: Another process works in `run_dir`.
     """
@@ -117,7 +118,7 @@ def fit_in_folder(
                     model,
                     datamodule,
                     path,
-                    callbacks=callbacks,
+                    callbacks=[_NeedsTestSet(), *callbacks],
                     trainer=arguments,
                     monitor=monitor,
                     mode=mode,
@@ -160,3 +161,10 @@ def fit_in_folder(
         return metrics
 
     return in_run_dir(run_dir, "runs/fit", run, resume=False)
+
+
+class _NeedsTestSet(Callback):
+    """Ask for the test set before the training."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]

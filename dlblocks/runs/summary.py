@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -21,8 +22,9 @@ from dlblocks._files import (
     write_record,
     write_rows,
 )
+from dlblocks._plain import NOT_PLAIN, plain
 from dlblocks.runs._figures import save_figures
-from dlblocks.runs._tables import block, number
+from dlblocks.runs._text_table import block, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,13 +111,18 @@ def add_to_summary(
     """Add results to the run folder of a fit or cross-validation.
 
     ``summary.json`` gets the metrics and further entries, ``figures/<name>.png`` the figures. Only
-    rank 0 writes, and prints where they are.
+    rank 0 writes, and prints where they are. If a value is refused, the run folder stays as it is.
 
     Args:
         run_dir: The run folder.
-        metrics: Name → value, or its numbers, with ``"mean"`` among them.
+        metrics: Name → value, or its numbers, with ``"mean"`` among them. NaN becomes null.
         figures: Name → figure.
-        more: Further entries, such as ``baselines=…``.
+        more: Further entries, such as ``baselines=…``: numbers, texts, and lists and dictionaries
+            of them.
+
+    Raises:
+        TypeError: JSON cannot hold a value, or a metric is not a number.
+        ValueError: The name of an entry is one of ``summary.json`` itself.
 
     Example::
 
@@ -132,16 +139,21 @@ def add_to_summary(
 def extend_summary(
     folder: Path, metrics: Mapping[str, float | Mapping[str, Any]], more: Mapping[str, Any]
 ) -> None:
-    """Write metrics and further entries into ``summary.json``."""
+    """Write metrics and further entries into ``summary.json``.
+
+    All are checked before anything is written.
+    """
     path = folder / SUMMARY
+    scores = {name: _score(f"metrics[{name!r}]", value) for name, value in metrics.items()}
+    entries = {name: _json(name, value) for name, value in more.items()}
+    for name in ("files", "checksum"):
+        if name in entries:
+            raise ValueError(f"{name}= is an entry of {SUMMARY} itself; give it another name.")
     summary = read_record(path, "it is written by fit_and_test and cross_validate")
-    summary["metrics"] |= {
-        name: value if isinstance(value, Mapping) else {"mean": value}
-        for name, value in metrics.items()
-    }
+    summary["metrics"] |= scores
     check_files(path, summary, "a file of the run has changed; run it again")
     files = [folder / name for name in summary.pop("files", {})]
-    write_record(path, {**summary, **more}, files)
+    write_record(path, {**summary, **entries}, files)
 
 
 def say_where(folder: Path) -> None:
@@ -152,6 +164,33 @@ def say_where(folder: Path) -> None:
         if path.name in ("checkpoints", "figures") or (path.is_file() and path.name[0] != ".")
     ]
     print(f"Everything is in {folder}: {', '.join(kept)}.", flush=True)
+
+
+def _score(key: str, value: Any) -> dict[str, Any]:
+    """Return the numbers of a metric."""
+    found = _json(key, value)
+    numbers: dict[str, Any] = found if isinstance(found, dict) else {"mean": found}
+    if type(numbers.get("mean")) not in (int, float):
+        raise TypeError(
+            f"{key} is {value!r:.80}, which is not a number; give a number, or a dictionary of "
+            "numbers with 'mean'."
+        )
+    return numbers
+
+
+def _json(key: str, value: Any) -> Any:
+    """Return a value of the kinds that JSON has."""
+    found = plain(value, lists=True)
+    try:
+        if found is NOT_PLAIN:
+            raise TypeError
+        json.dumps(found)
+    except TypeError:
+        raise TypeError(
+            f"{key} is {value!r:.80}, which {SUMMARY} cannot hold; give numbers, texts, and lists "
+            "and dictionaries of them."
+        ) from None
+    return found
 
 
 def _cell(value: Any) -> str:

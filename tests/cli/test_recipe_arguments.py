@@ -141,6 +141,36 @@ def test_functions_whose_arguments_collide_are_refused(monkeypatch, capsys, anno
     assert says in capsys.readouterr().err
 
 
+async def _async() -> None:
+    """Run nothing."""
+
+
+def _yielding(lr: float = 0.1):
+    yield lr
+
+
+def _with_config(config: str = "a") -> None:
+    """Take the place of the file of arguments."""
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (_async, "_async() is written with 'async def' or 'yield'"),
+        (_yielding, "so that calling it runs nothing; define it with 'def'"),
+        (
+            _with_config,
+            "a parameter 'config', but --config is a file of arguments; give it another",
+        ),
+    ],
+)
+def test_functions_that_cannot_be_recipes(monkeypatch, capsys, function, says):
+    monkeypatch.setattr(sys, "argv", ["recipes/some.py"])
+    with pytest.raises(SystemExit):
+        run_recipe(function)
+    assert says in capsys.readouterr().err
+
+
 def test_annotations_as_text_are_understood(monkeypatch, tmp_path):
     seen = []
 

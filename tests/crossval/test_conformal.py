@@ -227,7 +227,7 @@ def test_the_temperature_is_found(tmp_path):
     torch.manual_seed(0)
     logits = torch.randn(3000, 4)
     labels = torch.distributions.Categorical(logits=logits).sample()
-    from dlblocks.crossval._calibration import best_temperature
+    from dlblocks.crossval._calibrate_average import best_temperature
     from dlblocks.tasks import MulticlassTask, MultilabelTask, PredictionTable
 
     p = (3 * logits).softmax(1).numpy()

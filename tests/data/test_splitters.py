@@ -247,6 +247,79 @@ def test_time_is_kept_by_selection_and_bagging(tmp_path):
         Bagging(lambda: MLPClassifier(3, 3), data(sk.TimeSeriesSplit(3)), run_dir=tmp_path).fit()
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("arguments", [{}, {"max_train_size": 80}, {"test_size": 6}], ids=str)
+def test_the_gap_of_time_is_kept_at_every_border(arguments, foreign):
+    """Windows of 5 samples that begin in two parts do not share a sample."""
+    gap, values = 4, torch.arange(240.0)[:, None]
+    splitter = sk.TimeSeriesSplit(3, gap=gap, **arguments)
+    if foreign:
+        dataset = TensorDataset(values, values[:, 0])
+        module = FoldedDataModule(dataset, split=splitter, test_fraction=0.2)
+    else:
+        module = ArrayDataModule(values, values[:, 0], split=splitter, test_fraction=0.2)
+    seen = np.arange(240)[:, None] + np.arange(gap + 1)  # the samples in each window
+    for rows in module.with_selection(0.2).splits():
+        parts = [rows[part] for part in ("train", "selection", "val", "test")]
+        assert all(len(part) for part in parts)
+        for i, part in enumerate(parts):
+            for later in parts[i + 1 :]:
+                assert not set(seen[part].flat) & set(seen[later].flat)
+    # The gap is as long as it says, not longer.
+    last = module.with_selection(0.2).splits()[-1]
+    assert last["selection"][0] - last["train"][-1] == gap + 1
+    assert last["val"][0] - last["selection"][-1] == gap + 1
+    whole = module.without_validation()
+    assert whole.indices("test")[0] - whole.indices("train")[-1] == gap + 1
+    outer = module.splits()[-1]["train"]  # the training part of a nested cross-validation
+    for rows in module.subset(outer).with_selection(0.2).splits():
+        assert max(rows["val"]) <= max(outer)
+        assert rows["selection"][0] - rows["train"][-1] == gap + 1
+
+
+def test_a_gap_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="gap=48 leaves no sample before the last 12 of 60"):
+        data(sk.TimeSeriesSplit(3, gap=48), test_fraction=0.2).setup()
+    chosen = data(sk.TimeSeriesSplit(3, gap=12)).for_fold(0, 3).with_selection(0.2)
+    with pytest.raises(ValueError, match=r"fold 0 .*gap=12 leaves no sample.*select='last'"):
+        chosen.setup()
+
+
+class Windows(sk.KFold):
+    """Folds in time, with a gap: a splitter as people write it."""
+
+    def split(self, X, y=None, groups=None):
+        for start in (20, 30, 40):
+            yield np.arange(start - 5), np.arange(start, min(start + 10, len(X)))
+
+
+class Derived(sk.TimeSeriesSplit):
+    split = Windows.split
+
+
+def test_a_splitter_of_time_is_derived_from_that_of_scikit_learn():
+    """Otherwise the test and selection part would be drawn from all times."""
+    data(Windows(3)).setup()
+    with pytest.raises(ValueError, match=r"Windows.*always trains on samples before.*TimeSeriesSp"):
+        data(Windows(3), test_fraction=0.2).setup()
+    with pytest.raises(ValueError, match="derive the splitter from"):
+        data(Windows(3)).for_fold(0, 3).with_selection(0.2).setup()
+    rows = data(Derived(3, gap=5), test_fraction=0.1).with_selection(0.2).splits()[-1]
+    assert rows["test"].tolist() == list(range(54, 60))
+    assert rows["selection"][0] - rows["train"][-1] == 6
+
+
+def test_the_end_of_time_does_not_cut_a_group():
+    folds = sk.TimeSeriesSplit(3, test_size=12)  # whole groups of 4
+    with pytest.raises(ValueError, match="the split in time trains on and validates group 12"):
+        data(folds, groups=GROUPS, test_fraction=0.15).setup()  # the last 9
+    data(folds, groups=GROUPS, test_fraction=0.2).setup()
+    chosen = data(folds, groups=GROUPS).for_fold(0, 3)
+    chosen.with_selection(1 / 3).setup()  # 8 of 24
+    with pytest.raises(ValueError, match=r"fold 0 .*validates group 4"):
+        chosen.with_selection(0.25).setup()  # 6 of 24
+
+
 def test_a_datamodule_with_a_splitter_can_be_pickled():
     module = DigitsDataModule(split=sk.KFold(4, shuffle=True, random_state=0), fold=1)
     copy = pickle.loads(pickle.dumps(module))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlblocks.optim import SGDP, AdamP, Lion, adamp
+from dlblocks.optim import SGDP, AdamP, Lion, adamp, sgdp
 from dlblocks.optim import _projection as projection
 
 PATHS = {"default": {}, "capturable": {"capturable": True}}
@@ -179,12 +179,19 @@ def test_what_is_not_projected_is_adamw(path):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_a_torch_without_the_kernel_gives_the_same(monkeypatch):
+@pytest.mark.parametrize("module", [adamp, sgdp])
+def test_steps_without_the_kernel_are_the_same(module, monkeypatch):
+    optimizer_class = AdamP if module is adamp else SGDP
+    arguments = {"lr": 0.1, "weight_decay": 0.1}
+    if module is sgdp:
+        arguments |= {"momentum": 0.9, "dampening": 0.1}
     pairs = tensors("mixed", (6, 5), 6)
-    expected = after_steps(AdamP, pairs, lr=0.1)
-    assert adamp._kernel is not None
-    monkeypatch.setattr(adamp, "_kernel", None)
-    torch.testing.assert_close(after_steps(AdamP, pairs, lr=0.1), expected, rtol=1e-12, atol=1e-13)
+    expected = after_steps(optimizer_class, pairs, **arguments)
+    calls = []
+    monkeypatch.setattr(module, "takes_kernel", lambda columns: calls.append(columns))
+    found = after_steps(optimizer_class, pairs, **arguments)
+    assert calls
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -427,7 +434,7 @@ def test_products_of_rows_are_those_of_a_loop(monkeypatch, numpy_threads):
     grads = [torch.randn(shape) for shape in shapes]
     with torch.no_grad():
         found = projection.find_projection(params, grads, delta=0.1, eps=1e-8)
-        dots = projection._dots(projection._matrices(params), projection._matrices(grads))
+        dots = projection._dots(*projection._matrices(params, grads))
     rows = [
         (p.double(), g.double(), i)
         for i, (p_all, g_all) in enumerate(zip(params, grads, strict=True))

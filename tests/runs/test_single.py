@@ -55,6 +55,18 @@ def test_a_datamodule_of_lightning_is_refused_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_missing_test_set_is_said_before_the_training(tmp_path, own):
+    class NoTest(TwoTests):
+        test_dataloader = pl.LightningDataModule.test_dataloader
+
+    data = ArrayDataModule(INPUTS, LABELS) if own else FoldedDataModule(NoTest())
+    module = Module()
+    with pytest.raises(ValueError, match=r"has no test set.*test_fraction=0\.2"):
+        fit_and_test(module, data, run_dir=tmp_path / "run", logger="none", **QUIET)
+    assert not module.seen and not (tmp_path / "run").exists()
+
+
 def test_accuracy_without_predictions_has_an_interval():
     data = ArrayDataModule(INPUTS, LABELS, test_fraction=0.2)
     found = fit_and_test(Module(), data, logger="none", **QUIET)

@@ -5,7 +5,9 @@ import json
 import math
 import statistics
 
+import numpy as np
 import pytest
+import torch
 
 from dlblocks import plots
 from dlblocks._files import check_files, read_record, write_record
@@ -66,3 +68,35 @@ def test_a_summary_with_additions_still_fits_its_checksums(tmp_path, capsys):
         check_files(path, found, "cure")
     with pytest.raises(ValueError, match=r"history\.csv is damaged"):
         add_to_summary(tmp_path, {"d": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "more", "said"),
+    [
+        ({"f1": "0.5"}, {}, r"metrics\['f1'\] is '0.5', which is not a number; give a number"),
+        ({"f1": True}, {}, r"metrics\['f1'\] is True, which is not"),
+        ({"f1": {"std": 1.0}}, {}, r"metrics\['f1'\] is \{'std': 1.0\}.*with 'mean'"),
+        ({"f1": torch.ones(2)}, {}, r"metrics\['f1'\] is tensor.*not a number"),
+        ({"f1": 0.5}, {"baselines": {"SVM": print}}, r"baselines is \{'SVM'.*cannot hold; give"),
+        ({"f1": 0.5}, {"phase": 1j}, r"phase is 1j, which summary\.json cannot hold"),
+    ],
+)
+def test_a_value_that_a_summary_cannot_hold_changes_nothing(tmp_path, metrics, more, said):
+    write_record(tmp_path / "summary.json", {"metrics": {"a": {"mean": 1.0}}}, [])
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(TypeError, match=said):
+        add_to_summary(tmp_path, metrics, figures={"b": plots.lines({"b": [1.0, 2.0]})}, **more)
+    with pytest.raises(ValueError, match="files= is an entry"):
+        add_to_summary(tmp_path, files={})
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_numbers_of_numpy_and_torch_are_numbers_of_a_summary(tmp_path, capsys):
+    path = tmp_path / "summary.json"
+    write_record(path, {"metrics": {}}, [])
+    scores = {"a": np.float32(0.5), "b": torch.tensor(2), "c": math.nan}
+    add_to_summary(tmp_path, scores, curve=np.arange(3), folder=tmp_path)
+    found = read_record(path, "cure")
+    assert found["metrics"] == {"a": {"mean": 0.5}, "b": {"mean": 2}, "c": {"mean": None}}
+    assert found["curve"] == [0, 1, 2] and found["folder"] == str(tmp_path)

@@ -1,4 +1,4 @@
-"""Numbers and columns as text."""
+"""Lay out numbers and columns as a table of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction intervals, sets and temperatures, from out-of-fold predictions."""
+"""Give a fold average its prediction intervals and temperature."""
 
 from __future__ import annotations
 
