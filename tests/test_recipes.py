@@ -31,13 +31,11 @@ COMMON = ("run_dir", "logger", "fast_dev_run", "accelerator", "devices", "precis
 SHORT = {
     "batch_size": ["--samples=256"],
     "fine_tuning": ["--arms=[scratch, frozen]"],
-    "flow_matching": ["--width=16", "--depth=1"],
     "forecast": ["--num_folds=2"],
     "generative": ["--kinds=[vae, gan]"],
     "detection": ["--num_scenes=40"],
     "diffusion": ["--width=16", "--timesteps=20"],
     "kfold": ["--num_folds=2"],
-    "language_model": ["--width=16", "--depth=1"],
     "modern_cnn": ["--archs=[alexnet, resnet18]", "--num_folds=2"],
     "segmentation": ["--num_scenes=100"],
     "rnn": ["--num_folds=2", "--hidden=8"],
