@@ -37,7 +37,6 @@ SHORT = {
     "diffusion": ["--width=16", "--timesteps=20"],
     "kfold": ["--num_folds=2"],
     "modern_cnn": ["--archs=[alexnet, resnet18]", "--num_folds=2"],
-    "segmentation": ["--num_scenes=100"],
     "rnn": ["--num_folds=2", "--hidden=8"],
     "transformer": ["--num_folds=2", "--width=8", "--depth=1"],
 }
