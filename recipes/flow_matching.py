@@ -55,7 +55,7 @@ def main(
     """
     seed_everything(args.seed, workers=True, verbose=False)
     seeds = {"split_seed": args.seed, "shuffle_seed": args.seed}
-    data = DigitsDataModule(batch_size=32 if args.fast_dev_run else 256, val_fraction=0.1, **seeds)
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, **seeds)
     small: dict[str, Any] = {"likelihood_steps": 1} if args.fast_dev_run else {}
     model = FlowMatching(
         [1, 8, 8],
