@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks._text import (
+from dlblocks._vocabulary import (
     IGNORED,
     SEPARATOR,
     Ids,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks._text import SymbolVocabulary
+from dlblocks._vocabulary import SymbolVocabulary
 from dlblocks.data._pairs import check_text, joined, read_column, rows_of
 from dlblocks.data.encoders import ENCODERS, Encoder, Samples
 from dlblocks.fields import Padded

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlblocks._errors import did_you_mean
-from dlblocks._text import Level
+from dlblocks._vocabulary import Level
 from dlblocks.data._pair_sets import SETS
 from dlblocks.data._read_csv import read_table
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks._text import (
+from dlblocks._vocabulary import (
     Vocabulary,
 )
 from dlblocks.data._documents import pack, read_documents

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlblocks._errors import check_choice, check_range, whole
-from dlblocks._text import SPECIAL, UNKNOWN, Level, SymbolVocabulary, split_symbols
+from dlblocks._vocabulary import SPECIAL, UNKNOWN, Level, SymbolVocabulary, split_symbols
 from dlblocks.data._pair_encoder import SequencePairsEncoder
 from dlblocks.data._pair_sets import SETS
 from dlblocks.data._pairs import Text, check_symbols, joined, read_pairs, rows_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, whole
-from dlblocks._text import (
+from dlblocks._vocabulary import (
     SPECIAL,
     UNKNOWN,
     Vocabulary,

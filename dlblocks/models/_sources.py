@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlblocks._text import SymbolVocabulary
+from dlblocks._vocabulary import SymbolVocabulary
 from dlblocks.fields import Padded, Ragged
 from dlblocks.tasks.seq2seq import check_tokens
 

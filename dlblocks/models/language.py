@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._quiet import evaluating
-from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
+from dlblocks._vocabulary import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
 from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.models._token_sampling import Sampling, check_whole, generate
 from dlblocks.nets import GPT, LSTMDecoder

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlblocks._errors import check_range
 from dlblocks._quiet import evaluating
 from dlblocks._ragged import entries_of
-from dlblocks._text import SymbolVocabulary
+from dlblocks._vocabulary import SymbolVocabulary
 from dlblocks.fields import Padded
 from dlblocks.models._beam_search import Search, search
 from dlblocks.models._inputs import with_prepared_inputs

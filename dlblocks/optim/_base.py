@@ -23,10 +23,12 @@ class BaseOptimizer(Optimizer):
     Attributes:
         state_names: Names of state tensors, which have the shape of the parameter.
         counts_steps: True if the state also counts steps, as ``"step"``.
+        elementwise: True if the update of a value depends on no other value.
     """
 
     state_names: tuple[str, ...] = ()
     counts_steps = False
+    elementwise = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self._check_group({**self.defaults, **param_group})

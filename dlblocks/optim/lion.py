@@ -39,7 +39,7 @@ class Lion(BaseOptimizer):
 
     state_names = ("exp_avg",)
 
-    elementwise = True  # the update of a value depends on no other value
+    elementwise = True
 
     @checked
     def __init__(

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from dlblocks import plots
 from dlblocks._errors import check_range
 from dlblocks._scores import Weighted
-from dlblocks._text import SEPARATOR, UNKNOWN
+from dlblocks._vocabulary import SEPARATOR, UNKNOWN
 from dlblocks.fields import Tokens, kinds_of
 from dlblocks.metrics import wide
 from dlblocks.tasks._epoch_sums import EpochSums

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dlblocks
-from dlblocks._text import SEPARATOR, UNKNOWN, Vocabulary
+from dlblocks._vocabulary import SEPARATOR, UNKNOWN, Vocabulary
 from dlblocks.crossval import cross_validate
 from dlblocks.data import TextDataModule
 from dlblocks.data._documents import without_repeats
