@@ -29,7 +29,7 @@ FLOORS = [
         "_quiet",
         "_ragged",
         "_scores",
-        "_text",
+        "_vocabulary",
     },
     {"fields", "losses"},
     {"metrics", "nets", "optim", "plots"},
