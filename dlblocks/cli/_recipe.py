@@ -78,22 +78,30 @@ def run_function(function: Callable[..., None]) -> None:
         given = {key: found[key] for key in own}
         if taking:
             given |= dict.fromkeys(taking, arguments_of(found, name))
-        function(**given)
+        made: object = function(**given)  # type: ignore[func-returns-value]
+        if inspect.isawaitable(made):
+            if inspect.iscoroutine(made):
+                made.close()  # else Python warns that it never ran
+            raise TypeError(_LAZY.format(name=getattr(function, "__name__", repr(function))))
+
+
+_LAZY = (
+    "{name}() is written with 'async def' or 'yield', so that calling it runs nothing; define it "
+    "with 'def', such as def main(): asyncio.run(work())."
+)
 
 
 def _check_function(function: Callable[..., None]) -> None:
     """Refuse a function that cannot be a recipe."""
-    name = function.__name__
+    name = getattr(function, "__name__", repr(function))
     lazy = (
         inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
     )  # fmt: skip
     if any(is_lazy(function) for is_lazy in lazy):
-        raise TypeError(
-            f"{name}() is written with 'async def' or 'yield', so that calling it runs nothing; "
-            "define it with 'def', such as def main(): asyncio.run(work())."
-        )
+        raise TypeError(_LAZY.format(name=name))
     for taken, what in (("config", "a file of arguments"), ("help", "the help")):
-        if taken in inspect.signature(function).parameters:
+        parameter = inspect.signature(function).parameters.get(taken)
+        if parameter is not None and parameter.kind is not parameter.VAR_KEYWORD:
             raise TypeError(
                 f"{name}() has a parameter {taken!r}, but --{taken} is {what}; give it another "
                 "name."

@@ -18,7 +18,7 @@ from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.data import SplitDataModule
 from dlblocks.models import Model, VotingEnsemble, VotingModule, load
 from dlblocks.models._checkpoints import of_foreign, read_checkpoint, restore
-from dlblocks.models._earlier import plain_statistics
+from dlblocks.models._earlier import plain_statistics, statistics_of_earlier
 from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
@@ -40,7 +40,7 @@ REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"
 def average(
     run_dir: Path,
     folds: Sequence[Mapping[str, Any]],
-    load_member: Callable[[Path, Preprocess], pl.LightningModule],
+    load_member: Callable[[Path, Preprocess | None], pl.LightningModule],
     task: str | None,
     oof: PredictionTable | None,
     *,
@@ -53,7 +53,8 @@ def average(
     Args:
         run_dir: The run folder.
         folds: The rows of the fits.
-        load_member: Returns the model of a checkpoint; gets statistics of its inputs, too.
+        load_member: Returns the model of a checkpoint. It also gets the statistics of inputs, if
+            version 0.1 made it.
         task: The name of the models' task, if it is known.
         oof: Out-of-fold predictions, from which intervals and the temperature come.
         fit_temperature: Whether to fit the temperature.
@@ -70,9 +71,7 @@ def average(
         found = read_record(path, cure)
         check_files(path, found, cure)
         preprocess.append(plain_statistics(found))
-        # Of use for checkpoints of version 0.1 only: later ones have their own.
-        known = Preprocess.from_plain(preprocess[-1] or {})
-        given = known if known.is_set else Preprocess([0.0], [1.0])
+        given = statistics_of_earlier(found)
         members.append(load_member(run_dir / row["checkpoint"], given))
     if all(isinstance(getattr(member, "task", None), Task) for member in members):
         ensemble = VotingEnsemble(members).eval()
@@ -97,7 +96,7 @@ def average(
 
 def load_fold(
     path: Path,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     classes: Iterable[type[Model]],
     make_model: Callable[[], pl.LightningModule] | None,
     given: Callable[[], pl.LightningModule] | None,

@@ -220,11 +220,14 @@ class DataModule(SourceData):
 
     # Batches
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def check_test_set(self) -> None:
         if not len(self.rows_of("test")):
             raise ValueError(
                 f"{type(self).__name__} has no test set; hold one out with test_fraction=0.2."
             )
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        self.check_test_set()
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:

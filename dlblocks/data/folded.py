@@ -356,6 +356,20 @@ class FoldedDataModule(SplitDataModule):
         if stage == "fit":
             self._describe_to_model()
 
+    def check_test_set(self) -> None:
+        data = self.data
+        has_own = isinstance(data, pl.LightningDataModule) and is_overridden(
+            "test_dataloader", data
+        )
+        if not has_own and not len(self.rows_of("test")):
+            raise self._no_test_set()
+
+    def _no_test_set(self) -> ValueError:
+        return ValueError(
+            f"{type(self.data).__name__} has no test set; define its test_dataloader(), or hold "
+            "samples out with test_fraction=0.2."
+        )
+
     def test_dataloader(self) -> Any:
         return self._loader("test") if len(self.rows_of("test")) else self._their_test_loaders
 
@@ -365,17 +379,14 @@ class FoldedDataModule(SplitDataModule):
 
         They are created once, because another setup might draw other samples.
         """
-        data = self.data
-        if isinstance(data, pl.LightningDataModule) and is_overridden("test_dataloader", data):
-            _ = self.loader  # before setup("test"), which may also draw the training data set
-            data.setup("test")
-            loaders = data.test_dataloader()
-            if loaders is not None and flat(loaders):
-                return loaders
-        raise ValueError(
-            f"{type(data).__name__} has no test set; define its test_dataloader(), or hold samples "
-            "out with test_fraction=0.2."
-        )
+        self.check_test_set()
+        data: Any = self.data
+        _ = self.loader  # before setup("test"), which may also draw the training data set
+        data.setup("test")
+        loaders = data.test_dataloader()
+        if loaders is None or not flat(loaders):
+            raise self._no_test_set()
+        return loaders
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the part named by `predict_on`.

@@ -293,7 +293,9 @@ def _by_splitter(
 
 
 def _is_of_sklearn(splitter: Splitter) -> bool:
-    return type(splitter).__module__.startswith("sklearn.")
+    # scikit-learn wraps lists of the user's own folds.
+    is_wrapped = isinstance(getattr(splitter, "cv", None), list)
+    return type(splitter).__module__.startswith("sklearn.") and not is_wrapped
 
 
 def _shown(split: Split | Splitter) -> str:

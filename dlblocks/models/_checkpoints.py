@@ -7,6 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
 DATA_SPEC = "data_spec"
+VERSION = "dlblocks_version"  # checkpoints of 0.1 have none
 
 
 def describe(model: Any, checkpoint: dict[str, Any]) -> None:
@@ -35,6 +37,7 @@ def describe(model: Any, checkpoint: dict[str, Any]) -> None:
     Anything that is not plain is removed from it.
     """
     checkpoint[HPARAMS] = description(model)
+    checkpoint[VERSION] = version("dlblocks")
     if model.data_spec is not None:
         checkpoint[DATA_SPEC] = model.data_spec
     checkpoint.pop("hparams_name", None)
@@ -167,7 +170,7 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint holds a {path}, not a {class_path(type(model))}; "
             "create that model, or use dlblocks.models.load(path)."
         )
-    if path is not None:
+    if is_earlier(model, checkpoint):
         add_statistics(model, checkpoint, saved, "the checkpoint")
     here, there = model.state_dict(), checkpoint.get("state_dict", {})
     own = {_uncompiled(name): name for name in here}
@@ -188,6 +191,12 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint was saved with {', '.join(different)}; create the model with the same "
             "arguments, or use dlblocks.models.load(path)."
         )
+
+
+def is_earlier(model: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Return True if version 0.1 wrote a checkpoint of one of our models."""
+    saved = checkpoint.get(HPARAMS) or {}
+    return CLASS_PATH in saved and VERSION not in checkpoint and preprocess_of(model) is not None
 
 
 def _uncompiled(name: str) -> str:
@@ -230,11 +239,15 @@ def fill(
     source: Any,
 ) -> None:
     """Load the weights of a checkpoint that was read."""
-    saved = checkpoint.get(HPARAMS) or {}
-    if preprocess_of(model) is not None and CLASS_PATH in saved:
+    if is_earlier(model, checkpoint):
         if preprocess is not None:
             set_statistics(model, preprocess)
-        add_statistics(model, checkpoint, saved, source)
+        add_statistics(model, checkpoint, checkpoint[HPARAMS], source)
+    elif preprocess is not None and VERSION in checkpoint:
+        raise ValueError(
+            f"preprocess= is for checkpoints of version 0.1, and {source} is none: it has what its "
+            "model was trained with; leave preprocess out."
+        )
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
 

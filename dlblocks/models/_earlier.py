@@ -73,6 +73,18 @@ def plain_statistics(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if pair is None else Preprocess().set(**_of_pair(pair)).to_plain()
 
 
+def statistics_of_earlier(record: Mapping[str, Any]) -> Preprocess | None:
+    """Return the statistics of a fit that version 0.1 made, or None for a later one.
+
+    Args:
+        record: As for `plain_statistics`.
+    """
+    if "preprocess" in record:
+        return None
+    found = plain_statistics(record)
+    return Preprocess([0.0], [1.0]) if found is None else Preprocess.from_plain(found)
+
+
 def _set(preprocess: Preprocess, saved: Any, pair: Any = None) -> None:
     """Set statistics by the ``normalisations`` of an ensemble's description."""
     if isinstance(preprocess, PassOn):

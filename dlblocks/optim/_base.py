@@ -133,9 +133,14 @@ def takes_kernel(columns: Columns) -> bool:
 
     They are several times as fast as foreach, since they read the memory once.
     """
-    if torch.compiler.is_compiling() or not columns[0][0].is_cpu:
+    first = columns[0][0]
+    if torch.compiler.is_compiling() or not first.is_cpu:
         return False
-    return all(x.is_contiguous() for column in columns for x in column)
+    return all(
+        x.is_contiguous() and x.dtype == first.dtype and not x.is_neg()
+        for column in columns
+        for x in column
+    )
 
 
 def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[Columns]:

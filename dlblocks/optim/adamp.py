@@ -84,7 +84,7 @@ class AdamP(ProjectedOptimizer):
         )
 
     def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
-        if not group["nesterov"] and takes_kernel(columns):
+        if not group["nesterov"] and takes_kernel(columns[:4]):
             _run_kernel(group, columns, lr=float(lr), weight_decay=group["weight_decay"])
         else:
             super()._step_unprojected(group, lr, columns)
@@ -92,7 +92,7 @@ class AdamP(ProjectedOptimizer):
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
         _, grads, exp_avgs, exp_avg_sqs, steps = columns
         beta1, beta2 = group["betas"]
-        if not group["nesterov"] and takes_kernel(columns):
+        if not group["nesterov"] and takes_kernel(columns[:4]):
             directions = [torch.zeros_like(grad) for grad in grads]
             _run_kernel(group, [directions, *columns[1:]], lr=-1.0, weight_decay=0.0)
             return directions

@@ -164,7 +164,12 @@ def fit_in_folder(
 
 
 class _NeedsTestSet(Callback):
-    """Ask for the test set before the training."""
+    """Refuse data without a test set before the training.
+
+    A `test_dataloader` of the user is not called, because it may need ``setup("test")``.
+    """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if type(data).test_dataloader.__module__.startswith("dlblocks."):
+            data.check_test_set()

@@ -1,5 +1,7 @@
 """Arguments of recipes that are scripts in cells."""
 
+import asyncio
+import functools
 import sys
 from pathlib import Path
 
@@ -145,6 +147,11 @@ async def _async() -> None:
     """Run nothing."""
 
 
+@functools.wraps(_async)
+def _wrapped() -> object:
+    return asyncio.sleep(0)
+
+
 def _yielding(lr: float = 0.1):
     yield lr
 
@@ -157,6 +164,7 @@ def _with_config(config: str = "a") -> None:
     ("function", "says"),
     [
         (_async, "_async() is written with 'async def' or 'yield'"),
+        (_wrapped, "_async() is written with 'async def' or 'yield'"),
         (_yielding, "so that calling it runs nothing; define it with 'def'"),
         (
             _with_config,

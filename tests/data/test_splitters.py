@@ -304,6 +304,9 @@ def test_a_splitter_of_time_is_derived_from_that_of_scikit_learn():
         data(Windows(3), test_fraction=0.2).setup()
     with pytest.raises(ValueError, match="derive the splitter from"):
         data(Windows(3)).for_fold(0, 3).with_selection(0.2).setup()
+    listed = sk.check_cv([*Windows(3).split(np.zeros(48))])
+    with pytest.raises(ValueError, match="derive the splitter from"):
+        data(listed, test_fraction=0.2).setup()
     rows = data(Derived(3, gap=5), test_fraction=0.1).with_selection(0.2).splits()[-1]
     assert rows["test"].tolist() == list(range(54, 60))
     assert rows["selection"][0] - rows["train"][-1] == 6

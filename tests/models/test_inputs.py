@@ -601,3 +601,38 @@ def test_a_model_that_has_been_left_by_an_error_leaves_others_alone(make_trainer
     model, _ = fitted(mlp(), make_trainer())
     plain = Scaled(torch.from_numpy(X), torch.from_numpy(Y))
     assert score(model, theirs, make_trainer) == score(model, plain, make_trainer)
+
+
+class Adapter(Classifier):
+    """Saves only what it trains, as Lightning's documentation shows it."""
+
+    def __init__(self, lr=0.1):
+        super().__init__(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), 3, lr=lr)
+        self.strict_loading = False
+
+    def state_dict(self, *args, **kwargs):
+        found = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in found.items() if name.startswith("net.1")}
+
+
+class Unprepared(MLPClassifier):
+    """Has a module of another kind where ours have statistics."""
+
+    def __init__(self, lr=0.1):
+        super().__init__(4, 3, hidden=[3], lr=lr)
+        self.preprocess = nn.Identity()
+
+
+@pytest.mark.parametrize("kind", [Adapter, Unprepared])
+def test_checkpoints_of_today_without_statistics_load(kind, tmp_path):
+    model = kind()
+    model.save(tmp_path / "own.ckpt")
+    found = load(tmp_path / "own.ckpt", classes=[kind], strict=kind is Unprepared)
+    for name, value in model.state_dict().items():
+        assert found.state_dict()[name].equal(value)
+
+
+def test_statistics_are_given_to_checkpoints_of_before_only(tmp_path):
+    MLPClassifier(4, 3, hidden=[3]).save(tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"preprocess= is for checkpoints of version 0\.1"):
+        load(tmp_path / "own.ckpt", preprocess=Preprocess([0.0], [1.0]))

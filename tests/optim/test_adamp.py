@@ -446,3 +446,16 @@ def test_products_of_rows_are_those_of_a_loop(monkeypatch, numpy_threads):
     for k, (p, _, i) in enumerate(rows):
         expected = p.norm() if found.by_row[i] else params[i].detach().double().norm()
         assert float(found.norms[k]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_model_that_becomes_double_between_steps():
+    """The state of SGDP stays float32, which torch's fused kernel does not take."""
+    net = nn.Linear(4, 2)
+    optimizer = SGDP(net.parameters(), lr=0.1, momentum=0.9)
+    for dtype in (torch.float32, torch.float64):
+        net.to(dtype)
+        optimizer.zero_grad()
+        net(torch.ones(3, 4, dtype=dtype)).sum().backward()
+        before = net.weight.detach().clone()
+        optimizer.step()
+        assert not net.weight.equal(before)

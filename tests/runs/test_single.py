@@ -67,6 +67,38 @@ def test_a_missing_test_set_is_said_before_the_training(tmp_path, own):
     assert not module.seen and not (tmp_path / "run").exists()
 
 
+class LateTest(ArrayDataModule):
+    """Its test set comes with ``setup("test")``, as in Lightning's examples."""
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        if stage == "test":
+            self.late = TensorDataset(INPUTS[:15], LABELS[:15])
+
+    def test_dataloader(self):
+        return DataLoader(self.late, 15)
+
+
+def test_a_test_set_of_the_user_is_set_up_for_the_test():
+    found = fit_and_test(Module(), LateTest(INPUTS, LABELS), logger="none", **QUIET)
+    assert "test/accuracy" in found
+
+
+def test_the_data_of_others_are_set_up_for_the_test_after_the_training():
+    stages = []
+
+    class Staged(TwoTests):
+        def setup(self, stage):
+            self.stage = stage
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            stages.append((self.trainer.training, self.stage))
+            return batch
+
+    fit_and_test(Module(), FoldedDataModule(Staged()), logger="none", **QUIET)
+    assert {stage for training, stage in stages if training} == {"fit"}
+
+
 def test_accuracy_without_predictions_has_an_interval():
     data = ArrayDataModule(INPUTS, LABELS, test_fraction=0.2)
     found = fit_and_test(Module(), data, logger="none", **QUIET)
