@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parameter import is_lazy
 
 from dlblocks import tracking
 from dlblocks._files import atomic_write, write_rows
@@ -210,6 +211,7 @@ def fit(
         )
     memory.forget(model)
     metrics = _score(fitter, model, datamodule, best, log=validated_on != "val")
+    _check_weights(model)
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
     best_epoch = fitter.current_epoch
@@ -259,6 +261,20 @@ def _limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule)
     if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
         return {"limit_val_batches": 1}
     return {}
+
+
+def _check_weights(model: pl.LightningModule) -> None:
+    """Raise a `FloatingPointError` if weights are NaN.
+
+    Our models end at the first loss that is not finite. Others train on, and would predict class 0.
+    """
+    for name, weight in model.named_parameters():
+        if not is_lazy(weight) and weight.is_floating_point() and weight.isnan().any():
+            raise FloatingPointError(
+                f"{type(model).__name__} has NaN in {name} after the fit: its training diverged. "
+                "Lower the learning rate, clip gradients (trainer: gradient_clip_val), or look for "
+                "infinite or missing values in the data."
+            )
 
 
 def _score(

@@ -242,6 +242,7 @@ class MulticlassTask(ClassTask):
         guess, target = _classes(table.prediction), table.target
         count = int(max(guess.max(), target.max())) + 1
         names = names_or_numbers(table.class_names, max(count, len(table.class_names)))
+        names = [*names, "none"]  # of -1
         return plots.answers(
             table.images(),
             [f"{names[t]} → {names[g]}" for t, g in zip(target, guess, strict=True)],
@@ -259,7 +260,10 @@ class MulticlassTask(ClassTask):
     def columns(
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        columns = {"target": target, "prediction": _classes(prediction)}
+        guess = _classes(prediction)
+        if prediction.ndim > 1 and (guess < 0).any():
+            guess = np.where(guess < 0, np.nan, guess)
+        columns = {"target": target, "prediction": guess}
         if prediction.ndim == 1:
             return columns
         names = names_or_numbers(class_names, prediction.shape[1])
@@ -282,7 +286,8 @@ class MulticlassTask(ClassTask):
     ) -> dict[str, Array]:
         """Return the likeliest class by its name, and ``probability_<class>``.
 
-        Names that are whole numbers, or True and False, are such values.
+        It is None where a probability is NaN. Names that are whole numbers, or True and False, are
+        such values.
 
         Example:
             >>> MulticlassTask.answers(np.array([[0.2, 0.8]]), ["cat", "dog"])["prediction"]
@@ -290,7 +295,11 @@ class MulticlassTask(ClassTask):
         """
         count = prediction.shape[1] if prediction.ndim > 1 else int(prediction.max(initial=0)) + 1
         names = names_or_numbers(class_names or (), max(count, len(class_names or ())))
-        answer = {"prediction": _values(names)[_classes(prediction)]}
+        guess = _classes(prediction)
+        answer = {"prediction": _values(names)[guess]}
+        if prediction.ndim > 1 and (guess < 0).any():
+            answer["prediction"] = answer["prediction"].astype(object)
+            answer["prediction"][guess < 0] = None
         if prediction.ndim == 1:
             return answer
         shares = [f"probability_{name}" for name in names_or_numbers(names, prediction.shape[1])]
@@ -330,7 +339,10 @@ class MulticlassTask(ClassTask):
 
 
 def _classes(prediction: Array) -> Array:
-    return prediction if prediction.ndim == 1 else prediction.argmax(1)
+    """Return the likeliest class, or -1 where a probability is NaN."""
+    if prediction.ndim == 1:
+        return prediction
+    return np.where(np.isnan(prediction).any(1), -1, prediction.argmax(1))
 
 
 def _values(names: Sequence[str]) -> Array:
