@@ -139,9 +139,12 @@ class FoldScores(Result):
         if any(note.startswith(NO_OOF) for note in notes):
             return notes
         try:
-            self._predictions()
+            oof = self._predictions()
         except ValueError as error:
             notes.append(f"no pooled metrics: {error}")
+        else:
+            remark = oof.of_task().remark(oof)
+            notes += [remark] if remark else []
         return list(dict.fromkeys(notes))  # a result that was loaded has them all already
 
     def _predictions(self) -> PredictionTable:

@@ -107,7 +107,7 @@ class CrossValidationResult(FoldScores):
         """
         path = Path(run_dir)
         info, files = cls.read_summary(path, "cross-validation")
-        if "num_folds" not in info:
+        if not (path / "folds.csv").is_file():
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' holds a run that is not a cross-validation; dlblocks.load "
                 "opens its model."

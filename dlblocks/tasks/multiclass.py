@@ -228,6 +228,16 @@ class MulticlassTask(ClassTask):
         return weighted_class_metrics(target, prediction)
 
     @classmethod
+    def remark(cls, table: PredictionTable) -> str | None:
+        prediction = table.prediction
+        if prediction.ndim == 1 or _kind_of_share(prediction) == "probability":
+            return None
+        return (
+            "the predictions of classes are no probabilities: they do not sum to 1. So there is no "
+            "log loss and no calibration error; return softmax(1) of the outputs in predict_step."
+        )
+
+    @classmethod
     def sample_losses(cls, table: PredictionTable) -> Array:
         target, prediction = table.target, table.prediction
         if prediction.ndim == 1 or not are_probabilities(prediction):
@@ -266,9 +276,7 @@ class MulticlassTask(ClassTask):
         columns = {"target": target, "prediction": guess}
         if prediction.ndim == 1:
             return columns
-        names = names_or_numbers(class_names, prediction.shape[1])
-        shares = [f"probability_{name}" for name in names]
-        return columns | dict(zip(shares, prediction.T, strict=True))
+        return columns | _shares(prediction, names_or_numbers(class_names, prediction.shape[1]))
 
     @classmethod
     def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
@@ -286,6 +294,8 @@ class MulticlassTask(ClassTask):
     ) -> dict[str, Array]:
         """Return the likeliest class by its name, and ``probability_<class>``.
 
+        They are ``score_<class>`` if they do not sum to 1, such as logits.
+
         It is None where a probability is NaN. Names that are whole numbers, or True and False, are
         such values.
 
@@ -302,8 +312,7 @@ class MulticlassTask(ClassTask):
             answer["prediction"][guess < 0] = None
         if prediction.ndim == 1:
             return answer
-        shares = [f"probability_{name}" for name in names_or_numbers(names, prediction.shape[1])]
-        return answer | dict(zip(shares, prediction.T, strict=True))
+        return answer | _shares(prediction, names_or_numbers(names, prediction.shape[1]))
 
     @classmethod
     def figures(
@@ -343,6 +352,17 @@ def _classes(prediction: Array) -> Array:
     if prediction.ndim == 1:
         return prediction
     return np.where(np.isnan(prediction).any(1), -1, prediction.argmax(1))
+
+
+def _shares(prediction: Array, names: Sequence[str]) -> dict[str, Array]:
+    """Return a column for each class."""
+    titles = [f"{_kind_of_share(prediction)}_{name}" for name in names]
+    return dict(zip(titles, prediction.T, strict=True))
+
+
+def _kind_of_share(prediction: Array) -> str:
+    known = prediction[~np.isnan(prediction).any(1)]
+    return "probability" if are_probabilities(known) else "score"
 
 
 def _values(names: Sequence[str]) -> Array:

@@ -281,6 +281,11 @@ class Task(nn.Module):
         return {}
 
     @classmethod
+    def remark(cls, table: PredictionTable) -> str | None:
+        """Say what is doubtful in predictions, for the notes of a run."""
+        return None
+
+    @classmethod
     def sample_losses(cls, table: PredictionTable) -> Array | None:
         """Compute the loss of each row, shape (N,), by which `PredictionTable.worst` sorts.
 

@@ -1,4 +1,4 @@
-"""Models of others whose losses, weights or predictions become NaN."""
+"""Models of others whose weights or predictions are NaN, or no probabilities."""
 
 import numpy as np
 import pytest
@@ -35,10 +35,10 @@ class Forgets(Scored):
         return found.masked_fill(batch[0][:, :1] > 1, float("nan"))
 
 
-def run(make_model):
+def run(make_model, run_dir="run"):
     return cross_validate(
         make_model, FoldedDataModule(TensorDataset(X, Y), targets=Y), num_folds=2, logger=None,
-        trainer={"accelerator": "cpu", "max_epochs": 1}, progress_bar=False, run_dir="run",
+        trainer={"accelerator": "cpu", "max_epochs": 1}, progress_bar=False, run_dir=run_dir,
     )  # fmt: skip
 
 
@@ -58,6 +58,21 @@ def test_a_prediction_that_is_nan_is_no_class(tmp_path, monkeypatch):
     shares = frame[[f"probability_{i}" for i in range(3)]].to_numpy()
     likeliest = frame["prediction"][~missing]
     np.testing.assert_array_equal(likeliest, shares[~missing].argmax(1))
+
+
+class Logits(Scored):
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+def test_logits_are_not_called_probabilities(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(Logits)
+    assert "score_0" in result.to_pandas("oof") and "log_loss" not in result.pooled()
+    [note] = result.notes
+    assert "no probabilities" in note and note in result.table()
+    usual = run(Scored, run_dir=tmp_path / "usual")
+    assert "probability_0" in usual.to_pandas("oof") and not usual.notes
 
 
 def test_the_name_of_a_class_that_is_not_known():
