@@ -107,7 +107,7 @@ class CrossValidationResult(FoldScores):
         """
         path = Path(run_dir)
         info, files = cls.read_summary(path, "cross-validation")
-        if not (path / "folds.csv").is_file():
+        if "num_folds" not in info and not (path / "folds.csv").exists():
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' holds a run that is not a cross-validation; dlblocks.load "
                 "opens its model."
