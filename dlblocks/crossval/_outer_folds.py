@@ -15,7 +15,7 @@ from dlblocks._files import is_rank_zero, read_json, write_rows
 from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._refit import refit
 from dlblocks.crossval._report import said
-from dlblocks.crossval._search import SEARCHED, Search
+from dlblocks.crossval._search import SEARCHED, TRAINED_AGAIN, Search
 from dlblocks.crossval.nested_results import forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.runs._fits import FitResult, finish_fit, read_fit
@@ -100,6 +100,7 @@ class OuterFolds:
                 seed=config.seed_of(spec),
                 logger=logger,
                 history=history,
+                words=TRAINED_AGAIN,
             )
             steps, epochs = model.trainer.global_step, model.trainer.current_epoch
             outer = self.data.for_fold(spec.fold, config.num_folds, repeat=spec.repeat)

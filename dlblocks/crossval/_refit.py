@@ -135,6 +135,7 @@ def refit(
     seed: int = 0,
     logger: Logger | None = None,
     history: History | None = None,
+    words: Mapping[str, str] = REFIT,
 ) -> pl.LightningModule:
     """Train one model on all development data; see `CrossValidationResult.refit`.
 
@@ -148,6 +149,7 @@ def refit(
         seed: The seed.
         logger: A new logger, or None.
         history: Gets a row of metrics an epoch.
+        words: Who and cure of the error for schedules that need validation.
     """
     arguments = check_trainer_arguments(trainer)
     for name in ("min_epochs", "min_steps"):  # they would make it longer
@@ -163,12 +165,12 @@ def refit(
         fitter = quiet_trainer(
             folder,
             {**arguments, "limit_val_batches": 0},
-            callbacks=[*callbacks, NeedsNoValidation(**REFIT), _StopAfter(epochs)],
+            callbacks=[*callbacks, NeedsNoValidation(**words), _StopAfter(epochs)],
             logger=logger,
         )
         if history is not None:
             record(fitter, history, validated_on=None)
-        with leaving_out(model, left_out), saying_that_nothing_is_validated(**REFIT):
+        with leaving_out(model, left_out), saying_that_nothing_is_validated(**words):
             fitter.fit(model, datamodule=given.without_validation())
         with plain_checkpoints(fitter):
             fitter.save_checkpoint(folder / "model.ckpt")

@@ -22,11 +22,22 @@ from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import NotVectorizable
+from dlblocks.engine.member import optimizers_of, plateau_monitors
 from dlblocks.engine.run_fits import engine_for
-from dlblocks.runs._trainer import new_callbacks, new_datamodule, new_module
+from dlblocks.runs._trainer import (
+    check_needs_no_validation,
+    new_callbacks,
+    new_datamodule,
+    new_module,
+)
 from dlblocks.runs.folder import from_rank_zero
 
 SEARCHED = "search.json"
+# Words of the error for schedules that need validation.
+TRAINED_AGAIN = {
+    "who": "what was chosen is trained again, which",
+    "cure": "use another schedule, or let it monitor a metric of training",
+}
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 
 
@@ -62,6 +73,14 @@ def grid_points(grid: Grid) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def _plateau_monitors(model: pl.LightningModule) -> list[str | None]:
+    """Return what a model's plateau schedules monitor, as far as it tells without a Trainer."""
+    try:
+        return plateau_monitors(optimizers_of(model)[1])
+    except Exception:  # modules raise many, and `refit` looks again
+        return []
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -130,6 +149,7 @@ class Search:
             found.append({"hyperparameters": hyperparameters, **of_model})
             before = model
             config.know(model)
+            check_needs_no_validation((), _plateau_monitors(model), **TRAINED_AGAIN)
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(

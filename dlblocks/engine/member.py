@@ -140,7 +140,7 @@ class Member:
 
     def make_optimizer(self) -> None:
         """Create the model's optimizer and schedules, as a Trainer would."""
-        optimizers, schedules = _unpacked(self.model.configure_optimizers())
+        optimizers, schedules = optimizers_of(self.model)
         if len(optimizers) != 1 or isinstance(optimizers[0], torch.optim.LBFGS):
             found = (
                 ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
@@ -150,12 +150,11 @@ class Member:
                 "and one that computes a gradient once per step"
             )
         self.optimizer = optimizers[0]
-        self.schedules = [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
+        self.schedules = schedules
 
     def plateau_monitors(self) -> list[str | None]:
         """Return the names of the metrics that plateau schedules monitor."""
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return [s["monitor"] for s in self.schedules if isinstance(s["scheduler"], plateau)]
+        return plateau_monitors(self.schedules)
 
     def step_schedules(self, interval: str, *, plateau: bool, count: int) -> None:
         """Step the learning-rate schedules of one kind, as a Trainer would."""
@@ -338,6 +337,18 @@ class Member:
 SCHEDULE = {"interval": "epoch", "frequency": 1, "monitor": None, "strict": True}
 
 
+def optimizers_of(model: pl.LightningModule) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+    """Return a model's optimizers, and its schedules with all their settings."""
+    optimizers, schedules = _unpacked(model.configure_optimizers())
+    return optimizers, [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
+
+
+def plateau_monitors(schedules: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Return the names of the metrics that plateau schedules monitor."""
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    return [s["monitor"] for s in schedules if isinstance(s["scheduler"], plateau)]
+
+
 def _as_dict(schedule: Any) -> dict[str, Any]:
     return schedule if isinstance(schedule, dict) else {"scheduler": schedule}
 
@@ -347,8 +358,9 @@ def _unpacked(found: Any) -> tuple[list[Optimizer], list[Any]]:
     if isinstance(found, Optimizer):
         return [found], []
     if isinstance(found, dict):
-        schedules = [found["lr_scheduler"]] if "lr_scheduler" in found else []
-        return [found["optimizer"]], schedules
+        schedules = [_as_dict(found["lr_scheduler"])] if "lr_scheduler" in found else []
+        monitor = {"monitor": found.get("monitor")}  # Lightning takes it in both places
+        return [found["optimizer"]], [{**monitor, **schedule} for schedule in schedules]
     if isinstance(found, (list, tuple)):
         if len(found) == 2 and isinstance(found[0], (list, tuple)):
             schedules = found[1]

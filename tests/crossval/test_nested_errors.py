@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from ridge import FOLDS, GROUPS, N, RidgeModel, X, Y, run
 from sklearn.model_selection import ParameterGrid
 
@@ -142,6 +143,25 @@ def test_models_that_cannot_be_searched():
             {"width": [4, -1]},
         )  # fmt: skip
     assert not any(hasattr(model, "x") for model in RidgeModel.made)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("point", [0, 1])
+def test_a_plateau_schedule_of_their_own_is_refused_before_the_first_fit(tmp_path, inside, point):
+    class Own(RidgeModel):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            monitor = {"monitor": "val/mse" if self.alpha == point else "train/mse"}
+            if inside:
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **monitor}}
+            return {"optimizer": optimizer, "lr_scheduler": schedule, **monitor}
+
+    said = "trained again, .* plateau schedule monitors 'val/mse'; use another schedule"
+    with pytest.raises(ValueError, match=said):
+        run(ArrayDataModule(X, Y), Own, {"alpha": [0, 1]}, num_folds=2, inner_folds=2)
+    assert not any(hasattr(model, "x") for model in RidgeModel.made)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_monitor_that_validation_lacks():
