@@ -98,7 +98,8 @@ def cross_validate(
     refused as far as it can be seen: hyperparameters, layers and their plain attributes, shapes of
     the weights, arguments of callbacks, Trainer arguments, data and splits. Of functions among
     these, code, defaults and closure are compared. The code of methods and of what a function calls
-    cannot be seen: use another `run_dir`. A second process in the same `run_dir` is refused while
+    cannot be seen: use another `run_dir`. Only a run that has not trained yet, such as one with a
+    mistyped `monitor`, is replaced, and a line on stderr says so. A second process in the same `run_dir` is refused while
     the first lives. A file system without locks only allows a warning.
 
     A damaged file of the run folder is an error that names the file and the cure. But a damaged

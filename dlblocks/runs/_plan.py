@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dlblocks import tracking
-from dlblocks._files import PLAN, OtherRunError, read_json, remove_parts, write_json
+from dlblocks._files import PLAN, read_json, remove_parts, write_json
 from dlblocks._plain import LARGEST
 from dlblocks.data._fingerprint import fingerprint
+from dlblocks.runs._other_run import replace_untrained
 from dlblocks.runs._trainer import without_bars
 from dlblocks.runs.folder import check_new_run_dir, say_resumed, write_beside_plan
 
@@ -111,7 +112,7 @@ def begin_run(
 
     Raises:
         FileExistsError: The folder holds something else, or another configuration or other data,
-            whose differences are listed; or `resume` is off.
+            which have trained and whose differences are listed; or `resume` is off.
         ValueError: A file of the folder is damaged.
     """
     if resume and (run_dir / PLAN).is_file():
@@ -119,26 +120,15 @@ def begin_run(
         different = [*differences(old["config"], config), *more()]
         is_table = config.get("data", {}).get("class") == "TabularDataModule"
         # A table that lies in another file with the same content is the same.
-        if different and not (is_table and all(text.startswith(PLACE) for text in different)):
-            rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-            text = f"{'; '.join(different[:SHOWN])}{rest}"
-            version, today = (v.get("dlblocks") for v in (old["versions"], tracking.versions()))
-            if version != today:
-                raise OtherRunError(
-                    f"run_dir='{run_dir}' holds a run of an earlier or later version, dlblocks "
-                    f"{version}, which dlblocks {today} does not resume: {text}. Resume it with "
-                    "that version, or choose another run_dir. If it is finished, dlblocks.load "
-                    "opens its model, and dlblocks.crossval.load_result a cross-validation."
-                )
-            raise OtherRunError(
-                f"run_dir='{run_dir}' holds a run of another kind: {text}. Choose another run_dir, "
-                "or delete it first."
-            )
-        remove_parts(run_dir)
-        write_beside_plan(run_dir)
-        say_resumed(run_dir, *progress)
-        return run_id_of(run_dir)
-    check_new_run_dir(run_dir, but=others)
+        if not different or (is_table and all(text.startswith(PLACE) for text in different)):
+            remove_parts(run_dir)
+            write_beside_plan(run_dir)
+            say_resumed(run_dir, *progress)
+            return run_id_of(run_dir)
+        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        replace_untrained(run_dir, old["versions"], f"{'; '.join(different[:SHOWN])}{rest}")
+    else:
+        check_new_run_dir(run_dir, but=others)
     remove_parts(run_dir)
     for write in others.values():
         write()

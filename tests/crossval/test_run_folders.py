@@ -9,7 +9,9 @@ import forked
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from same_runs import assert_same
 
+from dlblocks._files import OtherRunError
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
@@ -17,7 +19,9 @@ from dlblocks.ensembles import Bagging, DeepEnsemble, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor
 from dlblocks.runs import fit_and_test
 from dlblocks.runs import folder as files
+from dlblocks.runs._other_run import replace_untrained
 from dlblocks.runs.folder import locked
+from dlblocks.tracking import versions
 
 CPU = {"max_epochs": 1, "accelerator": "cpu"}
 QUIET = {"progress_bar": False, "figures": False}
@@ -203,3 +207,64 @@ def test_other_ranks_take_the_folders_of_rank_0_in_their_order(monkeypatch):
     assert [files.next_run_dir("runs/a"), files.next_run_dir("runs/b")] == [
         Path("runs/a"), Path("runs/b")
     ]  # fmt: skip
+
+
+# Another run that has not trained yet
+
+
+def mistyped(**arguments):
+    with pytest.raises(ValueError, match="monitor='val/los' was not logged"):
+        folds("mine", callback=Callback, monitor="val/los", mode="min", **arguments)
+    assert Path("mine/fold-0/checkpoints/last.ckpt").is_file()  # of before the first step
+
+
+def test_a_run_that_has_not_trained_is_replaced(capfd):
+    mistyped(lr=0.5, seed=3)
+    capfd.readouterr()
+    result = folds("mine", callback=Callback)
+    said = capfd.readouterr().err
+    assert said.startswith("mine: replaced another run, which had not trained yet: ")
+    assert said.count("\n") == 1
+    assert "monitor was 'val/los' and is 'val/loss'" in said
+    fresh = folds("fresh", callback=Callback)
+    # Not from the other run's optimizer with its lr.
+    assert result.values("val/loss") == fresh.values("val/loss")
+    assert_same(Path("mine"), Path("fresh"))
+    with pytest.raises(FileExistsError, match="holds a run of another kind"):
+        folds("mine", callback=Callback, lr=0.5)
+
+
+@pytest.mark.parametrize("call", [nested, ensemble, boosted])
+def test_so_it_is_by_other_kinds_of_run(call):
+    mistyped()
+    call(run_dir="mine")
+    assert Path("mine/folds.json").exists() == (call is nested)
+    assert call(run_dir="mine")  # which loads it
+
+
+def trained(path=Path("mine/fold-0/checkpoints/last.ckpt")):
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "global_step": 1}, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        trained,
+        lambda: Path("mine/fold-0/checkpoints/last.ckpt").write_text("damaged"),
+        lambda: Path("mine/fold-1").mkdir() or Path("mine/fold-1/fold.json").write_text("{}"),
+        lambda: Path("mine/together.ckpt").touch(),
+        lambda: Path("mine/thesis.txt").touch(),
+        lambda: Path("mine/metrics.csv").symlink_to("fold-0/metrics.csv"),
+        lambda: os.environ.update(WORLD_SIZE="2"),
+    ],
+    ids=["trained", "damaged", "fold", "together", "theirs", "link", "processes"],
+)
+def test_a_folder_that_holds_more_stays_as_it_is(change, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    mistyped()
+    change()
+    before = {path: path.lstat().st_mtime_ns for path in Path("mine").rglob("*")}
+    with pytest.raises(OtherRunError, match="holds a run of another kind"):
+        replace_untrained(Path("mine"), versions(), "monitor differs")
+    assert {path: path.lstat().st_mtime_ns for path in Path("mine").rglob("*")} == before
