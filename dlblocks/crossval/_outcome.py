@@ -9,7 +9,7 @@ from dlblocks import tracking
 from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._out_of_fold import join
 from dlblocks.crossval._report import table_metrics
-from dlblocks.crossval._splits import limit_note, predictions_note
+from dlblocks.crossval._splits import folding, limit_note, predictions_note
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import metric_ranges
@@ -61,6 +61,7 @@ def make_result(
         info={
             "num_folds": config.num_folds,
             "repeats": splits["repeats"],
+            "splits": folding(data, splits),
             "monitor": config.monitor,
             "mode": config.mode,
             "select": config.select,

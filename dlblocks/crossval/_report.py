@@ -239,6 +239,8 @@ def _origin(summary: Mapping[str, Any], num_fits: int) -> list[str]:
     names = summary.get("class_names") or []
     if names != [str(i) for i in range(len(names))]:
         parts.append("Classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
+    if "splits" in summary:
+        parts.append(_folding(summary["splits"]))
     if "seed" in config:
         seed, split = config["seed"], config.get("data", {}).get("split_seed")
         parts.append(
@@ -248,6 +250,18 @@ def _origin(summary: Mapping[str, Any], num_fits: int) -> list[str]:
     if summary.get("versions"):
         parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
     return parts
+
+
+def _folding(splits: Mapping[str, Any]) -> str:
+    """Say how the folds were made."""
+    groups, by, repeats = (splits[name] for name in ("groups", "stratified_by", "repeats"))
+    parts = [f"Folds: split={splits['split']}"]
+    parts += [f"{name}={splits[name]}" for name in ("margin", "num_blocks") if splits.get(name)]
+    parts.append(f"{splits['num_folds']} folds" + (f", {repeats} repeats" if repeats > 1 else ""))
+    parts.append("no groups" if groups is None else f"{groups} groups, each kept whole")
+    if splits["split"] == "kfold":  # a splitter's name says it
+        parts.append(f"stratified by {by}" if by else "not stratified")
+    return "; ".join(parts) + "."
 
 
 WIDTH = 100

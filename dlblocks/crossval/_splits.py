@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlblocks._files import atomic_write, read_json
 from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.data import SplitDataModule
+from dlblocks.data._fingerprint import fingerprint
 from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.runs._plan import begin_run, differences
 from dlblocks.runs._plan import describe as describe_arguments
@@ -31,8 +34,8 @@ def plan_splits(
         selection_fraction: Share of each training part that selects the epoch.
 
     Returns:
-        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
-        ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
+        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``groups``, their number and hash, or
+        None; ``num_samples`` of the data and ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
         ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
         also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
         other rows train. With ``"time_series"`` only those before `val` do, with ``"blocks"`` only
@@ -51,12 +54,15 @@ def plan_splits(
         for repeat in range(repeats)
         for fold, rows in enumerate(data.splits(num_folds, repeat=repeat))
     ]
-    test = found[0][2]["test"]
+    test, groups = found[0][2]["test"], data.columns.groups
     return {
         "split": data.split_name,
         "num_folds": num_folds,
         "repeats": repeats,
         "split_seed": data.split_seed,
+        "groups": None
+        if groups is None
+        else {"number": len(np.unique(groups)), "sha256": fingerprint({}, {"groups": groups})[:8]},
         "num_samples": data.columns.num_samples,
         "num_test": len(test),
         "fingerprint": data.fingerprint(),
@@ -72,6 +78,29 @@ def plan_splits(
             for repeat, fold, rows in found
         ],
         "test": test.tolist(),
+    }
+
+
+def folding(data: SplitDataModule, splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how the folds were made, for ``summary.json``.
+
+    Args:
+        data: The data.
+        splits: As `plan_splits` returns them.
+
+    Returns:
+        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``groups``, their number, or None;
+        ``stratified_by``, ``"classes"``, ``"bins of values"`` or None; for blocks ``margin`` and
+        ``num_blocks``.
+    """
+    strata, groups = data.strata(), splits["groups"]
+    blocks = ("margin", "num_blocks") if data.split == "blocks" else ()
+    kind = "classes" if data.is_classification else "bins of values"
+    return {
+        **{name: splits[name] for name in ("split", "num_folds", "repeats", "split_seed")},
+        "groups": groups and groups["number"],
+        "stratified_by": None if strata is None else kind,
+        **{name: getattr(data, name) for name in blocks},
     }
 
 
@@ -115,7 +144,10 @@ def begin(
 
     def differ() -> list[str]:
         cure = "choose another run_dir, or delete this one: nothing says what its folds are"
-        found = differences(read_json(path, cure), as_json(splits))
+        old = read_json(path, cure)
+        # Earlier versions did not write the groups; they are in the fingerprint.
+        new = {k: v for k, v in as_json(splits).items() if k != "groups" or k in old}
+        found = differences(old, new)
         return [f"data or splits: {text}" for text in found]
 
     config.run_id = begin_run(
@@ -167,6 +199,25 @@ def margin_note(splits: Mapping[str, Any]) -> list[str]:
     return [
         f"blocks: {each * min(left):.0f} to {each * max(left):.0f} % of the samples are in no part "
         "of a fold, since they are nearer than the margin to samples held out."
+    ]
+
+
+def overlap_note(splits: Mapping[str, Any]) -> list[str]:
+    """Note how many samples several folds of a repeat validate.
+
+    Args:
+        splits: As `plan_splits` returns them.
+    """
+    validated: dict[int, list[int]] = {}
+    for fold in splits["folds"]:
+        validated.setdefault(fold["repeat"], []).extend(fold["val"])
+    counts = [np.unique(rows, return_counts=True)[1] for rows in validated.values()]
+    most = max((int((count > 1).sum()), len(count)) for count in counts)
+    if not most[0]:
+        return []
+    return [
+        f"{most[0]} of {most[1]} validated samples are in several folds of this splitter; they have "
+        "as many out-of-fold predictions, and pooled scores count each of these."
     ]
 
 

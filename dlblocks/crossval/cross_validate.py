@@ -24,6 +24,7 @@ from dlblocks.crossval._splits import (
     duplicates_note,
     fold_specs,
     margin_note,
+    overlap_note,
     plan_splits,
     selection_note,
 )
@@ -99,8 +100,8 @@ def cross_validate(
     the weights, arguments of callbacks, Trainer arguments, data and splits. Of functions among
     these, code, defaults and closure are compared. The code of methods and of what a function calls
     cannot be seen: use another `run_dir`. Only a run that has not trained yet, such as one with a
-    mistyped `monitor`, is replaced, and a line on stderr says so. A second process in the same `run_dir` is refused while
-    the first lives. A file system without locks only allows a warning.
+    mistyped `monitor`, is replaced, and a line on stderr says so. A second process in the same
+    `run_dir` is refused while the first lives. A file system without locks only allows a warning.
 
     A damaged file of the run folder is an error that names the file and the cure. But a damaged
     ``last.ckpt`` only starts its fold anew, and a damaged ``summary.json`` is written again.
@@ -296,7 +297,7 @@ def _cross_validate(
         notes = [OPTIMISTIC] if config.select == "fold" else []
         notes += data.notes()
         notes += duplicates_note(data.count_duplicates(config.num_folds), splits)
-        notes += margin_note(splits)
+        notes += margin_note(splits) + overlap_note(splits)
         notes += selection_note(splits, config.selection_fraction)
         if todo and progress_bar:
             say(data.description(), *notes)

@@ -22,7 +22,14 @@ from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._outer_folds import OuterFolds
 from dlblocks.crossval._search import Grid, Search, grid_points
-from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, margin_note, plan_splits
+from dlblocks.crossval._splits import (
+    begin,
+    duplicates_note,
+    fold_specs,
+    margin_note,
+    overlap_note,
+    plan_splits,
+)
 from dlblocks.crossval.nested_results import NestedResult
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
@@ -264,7 +271,7 @@ def _nested(
         if is_rank_zero():
             begin(config, described, splits, len(found), len(specs), "outer folds")
         notes = data.notes() + duplicates_note(data.count_duplicates(config.num_folds), splits)
-        notes += margin_note(splits)
+        notes += margin_note(splits) + overlap_note(splits)
         if todo and progress_bar:
             say(data.description(), *notes)
         failed = dict[FoldSpec, Exception]()

@@ -128,6 +128,13 @@ class FoldRows(DescribedData):
             )
         return targets
 
+    def strata(self) -> np.ndarray | None:
+        """Return the targets that folds are stratified by, or None.
+
+        Only those of ``split="kfold"`` are.
+        """
+        return self._strata(self.columns.targets) if self.split == "kfold" else None
+
     def _check_balanced(self) -> None:
         """Raise a `ValueError` if there are no classes to draw equally often."""
         if not self.balanced_sampling or self.is_classification:
@@ -147,8 +154,7 @@ class FoldRows(DescribedData):
         if not self.selection_fraction:
             return rows
         columns, train = self.columns, rows["train"]
-        # Only "kfold" is stratified. But no split may lose a class.
-        strata = self._strata(columns.targets) if self.split == "kfold" else None
+        strata = self.strata()  # but no split may lose a class
         targets = columns.targets if strata is None and self.is_classification else strata
         plane = self._plane
         try:

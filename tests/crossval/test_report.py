@@ -90,6 +90,7 @@ def test_the_page_says_everything_and_comes_from_the_files_alone(finished, run_d
     for value in finished.pooled().values():
         assert f"{value:.4f}" in read.text
     text = "".join(read.text)
+    assert "Folds: split=kfold; 3 folds; no groups; stratified by classes." in text
     assert "Seeds: 11 … 13 for the fits, in their order; 4 for the split." in text
     for name, version in finished.info["versions"].items():
         assert f"{name} {version}" in text

@@ -13,8 +13,9 @@ from wandb_offline import read_runs
 
 from dlblocks.callbacks import Augment, CutMix, MixUp, OneOf
 from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval._splits import folding, plan_splits
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
 from dlblocks.runs.folder import next_run_dir
 from dlblocks.tracking import plain_attributes
 
@@ -113,6 +114,37 @@ def test_other_data_are_refused(tmp_path):
     other[7, 2] += 1e-3
     with pytest.raises(FileExistsError, match="data or splits: fingerprint"):
         run(tmp_path / "a", **arguments(other))
+
+
+def test_groups_are_reported_and_named_first_if_they_differ(tmp_path):
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) / 7
+
+    def grouped(groups, **arguments):
+        data = ArrayDataModule(x, y, groups=groups, **arguments)
+        return run(tmp_path / "a", lambda: MLPRegressor(4, 1, hidden=[4]), data)
+
+    groups = np.arange(60) // 4
+    result = grouped(groups)
+    made = json.loads((tmp_path / "a" / "summary.json").read_text())["splits"]
+    assert made == {"split": "kfold", "num_folds": 2, "repeats": 1, "split_seed": 0,
+                    "groups": 15, "stratified_by": None}  # fmt: skip
+    said = "Folds: split=kfold; 2 folds; 15 groups, each kept whole; not stratified."
+    assert said in result.report().read_text()
+    with pytest.raises(FileExistsError, match=r"kind: data or splits: groups was .*15.* is None;"):
+        grouped(None)
+    with pytest.raises(FileExistsError, match=r"kind: data or splits: groups\.sha256 was"):
+        grouped(np.arange(60) % 15)
+    path = tmp_path / "a" / "folds.json"
+    old = json.loads(path.read_text())
+    old.pop("groups")  # as earlier versions wrote it
+    path.write_text(json.dumps(old))
+    assert grouped(groups).folds == result.folds
+    with pytest.raises(FileExistsError, match="kind: data or splits: fingerprint"):
+        grouped(None)
+    strata = plan_splits(ArrayDataModule(x, y, stratify=True), 2, 1)
+    assert folding(ArrayDataModule(x, y, stratify=True), strata)["stratified_by"] == (
+        "bins of values"
+    )
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
