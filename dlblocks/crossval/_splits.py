@@ -35,10 +35,11 @@ def plan_splits(
 
     Returns:
         ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``groups``, their number and hash, or
-        None; ``num_samples`` of the data and ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
-        ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
-        also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
-        other rows train. With ``"time_series"`` only those before `val` do, with ``"blocks"`` only
+        None; ``num_samples`` of the data and ``num_test`` of those held out; ``fingerprint``;
+        ``folds``, one a fit: ``repeat``, ``fold``, ``num_train``, ``num_val`` and the validation
+        rows, ``val``, with a `selection_fraction` also ``selection``, the rows that select the
+        epoch; and ``test``, the rows held out. All other rows train. With ``"time_series"`` only
+        those before `val` do, with ``"blocks"`` only
         those with the margin to `val`, and with a splitter object those that it returns, without
         its gap before `selection`.
 
@@ -216,8 +217,8 @@ def overlap_note(splits: Mapping[str, Any]) -> list[str]:
     if not most[0]:
         return []
     return [
-        f"{most[0]} of {most[1]} validated samples are in several folds of this splitter; they have "
-        "as many out-of-fold predictions, and pooled scores count each of these."
+        f"{most[0]} of {most[1]} validated samples are in several folds of this splitter, and "
+        "pooled scores count each of their out-of-fold predictions."
     ]
 
 
