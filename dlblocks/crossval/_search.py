@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plateau_monitors(model: pl.LightningModule) -> list[str | None]:
-    """Return what a model's plateau schedules monitor, as far as it tells without a Trainer."""
+    """Return what plateau schedules monitor, if that needs no Trainer."""
     try:
         return plateau_monitors(optimizers_of(model)[1])
     except Exception:  # modules raise many, and `refit` looks again

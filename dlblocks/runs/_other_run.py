@@ -17,7 +17,7 @@ LOGS = {"wandb", "tensorboard"}  # folders that stay
 
 
 def replace_untrained(run_dir: Path, versions: Mapping[str, str], text: str) -> None:
-    """Remove another run that has trained nothing yet, so that a new one can begin.
+    """Clear the folder of another run that has not trained yet.
 
     Args:
         run_dir: The folder, locked.
@@ -45,7 +45,7 @@ def replace_untrained(run_dir: Path, versions: Mapping[str, str], text: str) -> 
 
 
 def _remove_untrained(run_dir: Path) -> bool:
-    """Remove the files of a run that has no finished fit and no trained weights.
+    """Remove the files of a run without finished fits or trained weights.
 
     The lock and what W&B and TensorBoard have logged stay.
 
