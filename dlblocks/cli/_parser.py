@@ -66,9 +66,7 @@ class _DidYouMean(ArgumentParser):
             self.exit(2)
         super().error(message, ex)
 
-    def _unknown(
-        self, parts: list[str], subcommand: re.Match[str] | None
-    ) -> tuple[str, set[str]]:
+    def _unknown(self, parts: list[str], subcommand: re.Match[str] | None) -> tuple[str, set[str]]:
         """Return the first part of a key that is not known, and the names in its place."""
         parser: Any = self
         if subcommand is not None:
