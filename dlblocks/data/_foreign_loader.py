@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
@@ -103,3 +105,28 @@ def datasets_of(loaders: Any) -> list[Dataset[Any]]:
 def flat(loaders: Any) -> list[Any]:
     """Return all loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
     return tree_leaves(loaders.flattened if isinstance(loaders, CombinedLoader) else loaders)
+
+
+def check_has_test(data: Any) -> None:
+    """Raise a `ValueError` if somebody else's data define no test set.
+
+    Nothing is set up or loaded for it.
+    """
+    if not isinstance(data, pl.LightningDataModule) or not is_overridden("test_dataloader", data):
+        raise _no_test_set(data)
+
+
+def test_loaders(data: Any) -> Any:
+    """Set up the test of somebody else's datamodule, and return its loaders."""
+    data.setup("test")
+    loaders = data.test_dataloader()
+    if loaders is None or not flat(loaders):
+        raise _no_test_set(data)
+    return loaders
+
+
+def _no_test_set(data: Any) -> ValueError:
+    return ValueError(
+        f"{type(data).__name__} has no test set; define its test_dataloader(), or hold samples out "
+        "with test_fraction=0.2."
+    )

@@ -29,11 +29,12 @@ from dlblocks.data._foreign import (
 )
 from dlblocks.data._foreign_loader import (
     LoadedSampler,
+    check_has_test,
     check_loader,
     datasets_of,
-    flat,
     is_numbered,
     loader_like,
+    test_loaders,
 )
 from dlblocks.data._labels import as_numpy, as_targets
 from dlblocks.data.dataset import EpochSampler
@@ -357,18 +358,8 @@ class FoldedDataModule(SplitDataModule):
             self._describe_to_model()
 
     def check_test_set(self) -> None:
-        data = self.data
-        has_own = isinstance(data, pl.LightningDataModule) and is_overridden(
-            "test_dataloader", data
-        )
-        if not has_own and not len(self.rows_of("test")):
-            raise self._no_test_set()
-
-    def _no_test_set(self) -> ValueError:
-        return ValueError(
-            f"{type(self.data).__name__} has no test set; define its test_dataloader(), or hold "
-            "samples out with test_fraction=0.2."
-        )
+        if not len(self.rows_of("test")):
+            check_has_test(self.data)
 
     def test_dataloader(self) -> Any:
         return self._loader("test") if len(self.rows_of("test")) else self._their_test_loaders
@@ -379,14 +370,9 @@ class FoldedDataModule(SplitDataModule):
 
         They are created once, because another setup might draw other samples.
         """
-        self.check_test_set()
-        data: Any = self.data
+        check_has_test(self.data)
         _ = self.loader  # before setup("test"), which may also draw the training data set
-        data.setup("test")
-        loaders = data.test_dataloader()
-        if loaders is None or not flat(loaders):
-            raise self._no_test_set()
-        return loaders
+        return test_loaders(self.data)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the part named by `predict_on`.

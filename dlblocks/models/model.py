@@ -1,8 +1,8 @@
 """`Model`, the base class of this package's LightningModules.
 
-One step serves training, validation and test. A step puts its loss, predictions and targets into a
-buffer. They are checked, summed and logged after some steps, for two reasons: logging a key costs
-Lightning about as much as the step of a small net, and reading a number waits for the accelerator.
+One step serves all stages. A step puts its loss, predictions and targets into a buffer. They are
+checked, summed and logged after some steps, for two reasons: logging a key costs Lightning about as
+much as the step of a small net, and reading a number waits for the accelerator.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from dlblocks._scores import (
 )
 from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
+from dlblocks.tasks._class_answers import kind_of_share, likeliest, share_columns, values_of
 from dlblocks.tasks._class_task import ClassTask, check_num_classes, names_or_numbers
 from dlblocks.tasks._stacked import ClassificationSums
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
@@ -230,7 +231,7 @@ class MulticlassTask(ClassTask):
     @classmethod
     def remark(cls, table: PredictionTable) -> str | None:
         prediction = table.prediction
-        if prediction.ndim == 1 or _kind_of_share(prediction) == "probability":
+        if prediction.ndim == 1 or kind_of_share(prediction) == "probability":
             return None
         return (
             "the predictions of classes are no probabilities: they do not sum to 1. So there is no "
@@ -241,7 +242,7 @@ class MulticlassTask(ClassTask):
     def sample_losses(cls, table: PredictionTable) -> Array:
         target, prediction = table.target, table.prediction
         if prediction.ndim == 1 or not are_probabilities(prediction):
-            wrong: Array = (_classes(prediction) != target).astype(float)
+            wrong: Array = (likeliest(prediction) != target).astype(float)
             return wrong
         true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0].astype(float)
         found: Array = -np.log(true.clip(np.finfo(np.float32).tiny))
@@ -249,7 +250,7 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
-        guess, target = _classes(table.prediction), table.target
+        guess, target = likeliest(table.prediction), table.target
         count = int(max(guess.max(), target.max())) + 1
         names = names_or_numbers(table.class_names, max(count, len(table.class_names)))
         names = [*names, "none"]  # of -1
@@ -263,20 +264,22 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def right(cls, target: Array, prediction: Array) -> Array:
-        found: Array = _classes(prediction) == target
+        found: Array = likeliest(prediction) == target
         return found
 
     @classmethod
     def columns(
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        guess = _classes(prediction)
+        guess = likeliest(prediction)
         if prediction.ndim > 1 and (guess < 0).any():
             guess = np.where(guess < 0, np.nan, guess)
         columns = {"target": target, "prediction": guess}
         if prediction.ndim == 1:
             return columns
-        return columns | _shares(prediction, names_or_numbers(class_names, prediction.shape[1]))
+        return columns | share_columns(
+            prediction, names_or_numbers(class_names, prediction.shape[1])
+        )
 
     @classmethod
     def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
@@ -305,14 +308,14 @@ class MulticlassTask(ClassTask):
         """
         count = prediction.shape[1] if prediction.ndim > 1 else int(prediction.max(initial=0)) + 1
         names = names_or_numbers(class_names or (), max(count, len(class_names or ())))
-        guess = _classes(prediction)
-        answer = {"prediction": _values(names)[guess]}
+        guess = likeliest(prediction)
+        answer = {"prediction": values_of(names)[guess]}
         if prediction.ndim > 1 and (guess < 0).any():
             answer["prediction"] = answer["prediction"].astype(object)
             answer["prediction"][guess < 0] = None
         if prediction.ndim == 1:
             return answer
-        return answer | _shares(prediction, names_or_numbers(names, prediction.shape[1]))
+        return answer | share_columns(prediction, names_or_numbers(names, prediction.shape[1]))
 
     @classmethod
     def figures(
@@ -323,7 +326,7 @@ class MulticlassTask(ClassTask):
         Scores that are not probabilities have a confusion matrix only.
         """
         target, prediction = table.target, table.prediction
-        predicted = _classes(prediction)
+        predicted = likeliest(prediction)
         if min(target.min(), predicted.min()) < 0:
             return {}  # numbers that are not those of classes
         most = int(max(len(table.class_names), target.max() + 1, predicted.max() + 1))
@@ -345,36 +348,6 @@ class MulticlassTask(ClassTask):
         if table.inputs is not None and len(table.input_shape) == 3:
             found["hardest"] = lambda: _hardest(table, names)
         return found
-
-
-def _classes(prediction: Array) -> Array:
-    """Return the likeliest class, or -1 where a probability is NaN."""
-    if prediction.ndim == 1:
-        return prediction
-    return np.where(np.isnan(prediction).any(1), -1, prediction.argmax(1))
-
-
-def _shares(prediction: Array, names: Sequence[str]) -> dict[str, Array]:
-    """Return a column for each class."""
-    titles = [f"{_kind_of_share(prediction)}_{name}" for name in names]
-    return dict(zip(titles, prediction.T, strict=True))
-
-
-def _kind_of_share(prediction: Array) -> str:
-    known = prediction[~np.isnan(prediction).any(1)]
-    return "probability" if are_probabilities(known) else "score"
-
-
-def _values(names: Sequence[str]) -> Array:
-    """Return what the names say: whole numbers, truth values, or the names."""
-    if set(names) <= {"True", "False"}:
-        return np.array([name == "True" for name in names])
-    digits = [name.removeprefix("-") for name in names]
-    if all(one.isascii() and one.isdecimal() and len(one) < 19 for one in digits) and all(
-        str(int(name)) == name for name in names
-    ):
-        return np.array([int(name) for name in names])
-    return np.array(names)
 
 
 def _hardest(table: Predictions, names: Sequence[str]) -> Figure:
