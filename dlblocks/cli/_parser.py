@@ -69,7 +69,7 @@ class _DidYouMean(ArgumentParser):
     def _unknown(self, parts: list[str], subcommand: re.Match[str] | None) -> tuple[str, set[str]]:
         """Return the first part of a key that is not known, and the names in its place."""
         parser: Any = self
-        if subcommand is not None:
+        if subcommand is not None and self._subcommands_action is not None:
             parser = self._subcommands_action.choices[subcommand["name"]]
         known = [action.dest.split(".") for action in parser._actions]
         for i, part in enumerate(parts):
