@@ -29,7 +29,7 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def channels_first(axes: str = "C, H, W") -> str:
-    """Return the cure for images whose last axis is that of the channels."""
+    """Return the cure for images with channels last."""
     order = "2, 0, 1" if axes == "C, H, W" else "0, 3, 1, 2"
     return (
         f"whose last axis looks like channels; images are ({axes}): use .permute({order}) "
@@ -38,7 +38,7 @@ def channels_first(axes: str = "C, H, W") -> str:
 
 
 def is_channels_last(in_channels: int, shape: tuple[int, ...]) -> bool:
-    """Tell whether an image is (H, W, C) instead of (C, H, W).
+    """Tell whether the last axis holds the channels.
 
     >>> is_channels_last(3, (12, 12, 3)), is_channels_last(3, (3, 12, 12))
     (True, False)
@@ -47,7 +47,7 @@ def is_channels_last(in_channels: int, shape: tuple[int, ...]) -> bool:
 
 
 def wrong_channels(in_channels: int, shape: tuple[int, ...]) -> ValueError:
-    """Return the error of a net for images of another number of channels.
+    """Return the error for images of other channels.
 
     >>> wrong_channels(1, (3, 8, 8))
     ValueError('in_channels=1, but one image has shape (3, 8, 8); set in_channels=3.')

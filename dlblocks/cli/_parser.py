@@ -67,7 +67,7 @@ class _DidYouMean(ArgumentParser):
         super().error(message, ex)
 
     def _unknown(self, parts: list[str], subcommand: re.Match[str] | None) -> tuple[str, set[str]]:
-        """Return the first part of a key that is not known, and the names in its place."""
+        """Return the unknown part of a key, and the known names."""
         parser: Any = self
         if subcommand is not None and self._subcommands_action is not None:
             parser = self._subcommands_action.choices[subcommand["name"]]

@@ -67,7 +67,7 @@ def inputs_and_targets(batch: Any, who: str, *, weighted: bool = False) -> tuple
 
 
 def outputs_of(model: Any, inputs: Any) -> Any:
-    """Return the outputs of a model, with a cure if the net fails with the dtype of the inputs."""
+    """Return a model's outputs, or name the cure for a wrong dtype."""
     try:
         return model(inputs)
     except RuntimeError as error:
