@@ -12,12 +12,21 @@ from typing import Any, TypeVar
 from typing_extensions import Self
 
 from dlblocks._convert import Wrong, annotations_of, converted, plain_numbers, whole
-from dlblocks._messages import did_you_mean, listed, named, other_lightning
+from dlblocks._messages import (
+    channels_first,
+    did_you_mean,
+    is_channels_last,
+    listed,
+    named,
+    other_lightning,
+    wrong_channels,
+)
 
 __all__ = [
     "MAX_SEED",
     "ArgumentError",
     "CheckedConstructor",
+    "channels_first",
     "check_arguments",
     "check_choice",
     "check_function",
@@ -27,11 +36,13 @@ __all__ = [
     "constructor_arguments",
     "convert_arguments",
     "did_you_mean",
+    "is_channels_last",
     "listed",
     "named",
     "other_lightning",
     "plain_numbers",
     "whole",
+    "wrong_channels",
 ]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
 import warnings
 from typing import Any, Literal, NoReturn
 
-import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -28,6 +26,7 @@ UNKNOWN_KEY = re.compile(
     r"|not accept option '(?P<nested>[\w.]+)'"
     r"|[Uu]nrecognized arguments: --(?P<flag>[\w.-]+)"
 )
+SUBCOMMAND = re.compile(r"Subcommand '(?P<name>[\w-]+)' does not accept")
 CLASS_PATH = re.compile(r"class_path '(?P<path>[\w.]+)'")
 
 
@@ -52,19 +51,32 @@ class _DidYouMean(ArgumentParser):
         found = UNKNOWN_KEY.search(message)
         if found is not None and "is not known" not in message:
             whole = next(group for group in found.groups() if group)
-            names = {part for action in self._actions for part in action.dest.split(".")}
-            names |= inspect.signature(pl.Trainer.__init__).parameters.keys()
+            parts = [part for part in whole.split(".") if part != "init_args"]
+            key, names = self._unknown(parts, SUBCOMMAND.match(message))
             for match in CLASS_PATH.finditer(message):
                 cls = class_at(match["path"])
                 names = set(constructor_arguments(cls)) if cls else names
-            parts = [part for part in whole.split(".") if part != "init_args"]
-            key = next((part for part in parts if part not in names), parts[-1])
+                key = next((part for part in parts if part not in names), parts[-1])
             place = f"--{whole}: " if found["flag"] else ""
+            if found["nested"] and key != whole:
+                place = f"{whole}: "
             message = f"{message}\n{place}{key!r} is not known{did_you_mean(key, names) or '.'}"
         if self.exit_on_error and "JSONARGPARSE_DEBUG" not in os.environ:
             print(f"error: {_sentence(message)}", file=sys.stderr)
             self.exit(2)
         super().error(message, ex)
+
+    def _unknown(self, parts: list[str], subcommand: re.Match[str] | None) -> tuple[str, set[str]]:
+        """Return the unknown part of a key, and the known names."""
+        parser: Any = self
+        if subcommand is not None and self._subcommands_action is not None:
+            parser = self._subcommands_action.choices[subcommand["name"]]
+        known = [action.dest.split(".") for action in parser._actions]
+        for i, part in enumerate(parts):
+            names = {dest[i] for dest in known if dest[:i] == parts[:i] and len(dest) > i}
+            if part not in names:
+                return part, names
+        return parts[-1], names
 
 
 def _sentence(message: str) -> str:

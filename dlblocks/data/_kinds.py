@@ -56,7 +56,7 @@ def find_target_kind(targets: Any, size: tuple[int, ...] | None = None) -> Kind 
     letter, shape = _letter(targets), tuple(targets.shape)
     if letter == "f":
         return Values()
-    if letter not in "iub" or len(shape) == 1:
+    if letter not in "iub" or shape[1:] in ((), (1,)):
         return Class()
     if len(shape) == 2:
         return Labels()

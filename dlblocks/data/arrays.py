@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dlblocks._errors import channels_first
 from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
@@ -244,8 +245,7 @@ def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> An
         tensor = tensor.to(_dtype())
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
         raise ValueError(
-            f"{argument} has shape {tuple(tensor.shape)}, whose last axis looks like channels; "
-            "images are (N, C, H, W): use .transpose(0, 3, 1, 2) (NumPy) or .permute (torch)."
+            f"{argument} has shape {tuple(tensor.shape)}, {channels_first('N, C, H, W')}"
         )
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor

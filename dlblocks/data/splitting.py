@@ -70,6 +70,12 @@ def split_name(split: Split | Splitter) -> str:
 def check_split(split: Any) -> None:
     """Raise a `ValueError` for an unknown split or an unseeded splitter."""
     if isinstance(split, (str, type)) or not isinstance(split, Splitter):
+        if not isinstance(split, (str, type)):
+            raise ValueError(
+                f"split is of type {type(split).__name__}, without split() and get_n_splits(); for "
+                "your own folds give sklearn.model_selection.PredefinedSplit(fold of each sample), "
+                f"or one of {', '.join(SPLITS)}."
+            )
         check_choice("split", split, SPLITS)
         return
     state = getattr(split, "random_state", 0)

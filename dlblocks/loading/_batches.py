@@ -38,6 +38,11 @@ def by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
         if plain_name.endswith(ENDINGS):
             tables = iter(CsvChunks(path, {}, {}, size))
             return Samples(((preprocess(table), None) for table in tables), is_batched=True)
+        if plain_name.endswith(".npy"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            starts = range(0, len(array), size)
+            parts = (np.array(array[start : start + size]) for start in starts)
+            return Samples(((preprocess(part), None) for part in parts), is_batched=True)
         data = names = images_below(path) if path.is_dir() else [os.fspath(path)]
         if not data:
             raise FileNotFoundError(f"data={str(path)!r} is a folder without images.")

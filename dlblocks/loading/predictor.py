@@ -104,8 +104,8 @@ class Predictor:
                 tensor, or a ``.npy`` file. For sequences of unequal length a list of arrays (T_i,
                 F). A DataLoader or Dataset of batches or samples that begin with raw inputs. With
                 `preprocess`, what that takes: lists, arrays and DataFrames come in pieces of
-                `batch_size`, CSV files as DataFrames, folders and files as lists of files, a
-                DataLoader batch by batch.
+                `batch_size`, CSV files as DataFrames, a ``.npy`` file as arrays, folders and other
+                files as lists of files, a DataLoader batch by batch.
             batch_size: Samples of a batch. None: as in training, so that predictions are the same
                 to the last bit. Large batches of small nets are faster.
             device: ``"auto"`` for an accelerator if there is one, ``"cpu"``, ``"cuda:1"``, ….
@@ -233,7 +233,9 @@ class Predictor:
                     f"{size} ({type(error).__name__}: {error}); resize the images, or cut them "
                     "into tiles by dlblocks.data.cut_tiles."
                 ) from error
-            if isinstance(self.model, Model) and self.preprocess is None:
+            # Of batches of somebody else's, only what our models check themselves is clear.
+            is_clear = self.encoder.kind != Encoder.kind or isinstance(error, ValueError)
+            if isinstance(self.model, Model) and self.preprocess is None and is_clear:
                 raise
             raise NoPredictions(
                 f"{name} fails with a batch of the new data ({type(error).__name__}: {error}); let "

@@ -66,6 +66,21 @@ def inputs_and_targets(batch: Any, who: str, *, weighted: bool = False) -> tuple
     )
 
 
+def outputs_of(model: Any, inputs: Any) -> Any:
+    """Return a model's outputs, or name the cure for a wrong dtype."""
+    try:
+        return model(inputs)
+    except RuntimeError as error:
+        weights = model.preprocess.dtype_of.dtype
+        is_other = isinstance(inputs, Tensor) and inputs.dtype != weights
+        if not is_other or "type" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} got inputs of {inputs.dtype}, and its weights are {weights} "
+            f"({error}); let the data set return inputs.to({weights})."
+        ) from error
+
+
 def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
     """Let ``self(inputs)`` within a method take inputs that are already prepared.
 

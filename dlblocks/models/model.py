@@ -24,6 +24,7 @@ from dlblocks.models._arguments import ModelArguments
 from dlblocks.models._inputs import (
     adapt,
     inputs_and_targets,
+    outputs_of,
     prepare_batches,
     release_batches,
     with_prepared_inputs,
@@ -216,11 +217,10 @@ class Model(ModelArguments, TaskModel, OptimizedModel):
         A model over a net that computes its own loss overrides it.
 
         Args:
-            inputs: Shape (N, ...).
-            targets: Shape (N, ...).
+            inputs, targets: Shape (N, ...).
             weights: How much each sample counts, shape (N,), or None.
         """
-        outputs = self(inputs)
+        outputs = outputs_of(self, inputs)
         if self._first_batch:
             self._check_outputs(outputs)
             self.check_batch(outputs, targets)

@@ -14,7 +14,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean, wrong_channels
 
 SMALL_SIDE = 64  # below it, stem="auto" is "small"
 SIDES = (8, 12, 16, 24, 32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299)
@@ -117,10 +117,7 @@ class Backbone(nn.Module):
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise a `ValueError` unless the net takes images of `shape` (C, H, W)."""
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ValueError(
-                f"in_channels={self.in_channels}, but the inputs have shape {tuple(shape)}; set "
-                "in_channels to the first of (C, H, W)."
-            )
+            raise wrong_channels(self.in_channels, tuple(shape))
         sizes = tuple(tuple(p.shape) for p in self.model.parameters())
         size = (repr(self.model), sizes, *shape)
         if size in _FITTING:

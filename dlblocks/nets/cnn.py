@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_range, checked
+from dlblocks._errors import check_range, checked, wrong_channels
 from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
@@ -147,10 +147,7 @@ class CNN(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"CNN expects images (C, H, W), got inputs of shape {shape}; use MLP.")
         if shape[0] != self.in_channels:
-            raise ValueError(
-                f"in_channels={self.in_channels}, but one image has shape {shape}; "
-                f"set in_channels={shape[0]}."
-            )
+            raise wrong_channels(self.in_channels, tuple(shape))
         if min(shape[1:]) < self.min_image_size:
             raise ValueError(
                 f"images of {shape[1]}×{shape[2]} are too small for {self.num_pools} poolings, "

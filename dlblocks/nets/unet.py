@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_choice, check_range, checked, wrong_channels
 from dlblocks.nets._layers import Init, init_weights, make_activation
 
 GROUPS = 8  # of channels, for the group norm
@@ -123,10 +123,7 @@ class UNet(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"UNet expects images (C, H, W), got inputs of shape {shape}.")
         if shape[0] != self.in_channels:
-            raise ValueError(
-                f"in_channels={self.in_channels}, but one image has shape {shape}; "
-                f"set in_channels={shape[0]}."
-            )
+            raise wrong_channels(self.in_channels, tuple(shape))
 
 
 def _block(channels: int, out: int, norm: str | None, activation: str) -> nn.Sequential:

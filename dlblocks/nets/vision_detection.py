@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_choice, check_range, checked, wrong_channels
 from dlblocks.nets._feature_pyramid import FeaturePyramid
 
 ARCHS = ("fasterrcnn", "retinanet", "fcos")
@@ -215,10 +215,7 @@ class VisionDetection(nn.Module):
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Raise a `ValueError` unless images of `shape` (C, H, W) fit."""
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ValueError(
-                f"in_channels={self.in_channels}, but one input has shape {shape}; set "
-                "in_channels to the channels of images (C, H, W)."
-            )
+            raise wrong_channels(self.in_channels, tuple(shape))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_choice, check_range, checked, wrong_channels
 
 ARCHS = (
     "fcn_resnet50",
@@ -92,10 +92,7 @@ class VisionSegmentation(nn.Module):
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Raise a `ValueError` unless an image of `shape`, without the batch axis, fits."""
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ValueError(
-                f"in_channels={self.in_channels}, but one input has shape {shape}; set "
-                "in_channels to the channels of images (C, H, W)."
-            )
+            raise wrong_channels(self.in_channels, tuple(shape))
 
 
 def _replace_first(backbone: nn.Module, in_channels: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import channels_first, check_choice, check_range, checked, is_channels_last
 from dlblocks.fields import Padded
 from dlblocks.nets._steps import Steps, mean_of_steps
 from dlblocks.nets.transformer import STD, Positions, Transformer
@@ -232,7 +232,9 @@ class ViT(_Pooled):
         """Raise a `ValueError` unless images of a shape (C, H, W) fit."""
         expected = (self.in_channels, *self.image_size)
         if tuple(shape) != expected:
+            is_last = is_channels_last(self.in_channels, tuple(shape))
+            cure = f", {channels_first()}" if is_last else "."
             raise ValueError(
                 f"ViT expects images {expected}, by in_channels={self.in_channels} and "
-                f"image_size={self.image_size}, but one input has shape {tuple(shape)}."
+                f"image_size={self.image_size}, but one image has shape {tuple(shape)}{cure}"
             )

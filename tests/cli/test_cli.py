@@ -280,6 +280,27 @@ def test_errors_of_the_parser_are_one_sentence(flags, sentence, capsys):
     assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "trainer: {max_epoch: 3}",
+            "trainer.max_epoch: 'max_epoch' is not known; did you mean 'max_epochs'?",
+        ),
+        ("num_fold: 3", "'num_fold' is not known; did you mean 'num_folds'?"),
+        (
+            "traner: {max_epochs: 3}",
+            "traner.max_epochs: 'traner' is not known; did you mean 'trainer'?",
+        ),
+    ],
+)
+def test_an_unknown_key_of_a_file_has_the_same_hint(line, sentence, capsys, tmp_path):
+    (tmp_path / "typo.yaml").write_text(line)
+    with pytest.raises(SystemExit):
+        main(["cross-validate", *DIGITS[1:], f"--config={tmp_path / 'typo.yaml'}"])
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
 def test_an_unknown_command_and_a_missing_file(capsys):
     for arguments, part in ((["croos-validate"], "did you mean 'cross-validate'"),
                             (["fit", "--config=nowhere.yaml"], "nowhere.yaml")):  # fmt: skip

@@ -236,6 +236,12 @@ def test_boxes_are_no_labels_and_large_numbers_no_classes():
     assert prices.class_names is None
 
 
+def test_classes_as_a_column_are_classes():
+    data = ArrayDataModule(X, COUNTS[:, None])
+    assert data.num_classes == 3
+    np.testing.assert_array_equal(data.source.targets, COUNTS)
+
+
 def module_of(net):
     class Plain(pl.LightningModule):
         def __init__(self):

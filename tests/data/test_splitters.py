@@ -164,7 +164,8 @@ class Nothing(sk.KFold):
         (sk.KFold(4), {"folds": FOLD}, r"folds has no effect with split=KFold"),
         (sk.KFold(4), {"stratify": True}, "stratify=True has no effect"),
         (sk.KFold, {}, "split=.* is not known"),
-        (5, {}, "split=5"),
+        (5, {}, "split is of type int, without split"),
+        ([(FOLD[:9], FOLD[9:])], {}, r"^split is of type list, .{,99}PredefinedSplit\(fold of"),
     ],
     ids=no_address,
 )

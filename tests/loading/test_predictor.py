@@ -889,6 +889,9 @@ def test_preprocess_makes_the_batches(dictionaries):
     predictor = load(path, module=OfDictionaries, preprocess=lambda x: {"x": torch.from_numpy(x)})
     table = predictor.predict(x[rows.index], **CPU)
     np.testing.assert_array_equal(table.prediction, rows.prediction)
+    np.save("new.npy", x[rows.index])
+    from_file = predictor.predict("new.npy", **CPU)
+    np.testing.assert_array_equal(from_file.prediction, rows.prediction)
     assert set(table.to_pandas()["prediction"]) <= {"ant", "bee", "cow"}
     # Batch by batch of a loader, which has them as they are.
     loader = DataLoader([{"x": x[i]} for i in rows.index], batch_size=16)
@@ -897,8 +900,9 @@ def test_preprocess_makes_the_batches(dictionaries):
         np.testing.assert_array_equal(predictor.predict(loader, **CPU).prediction, rows.prediction)
     with pytest.raises(TypeError, match=r"batches of somebody else's.*preprocess="):
         load(path, module=OfDictionaries).predict(["1 2 3 4"], **CPU)
-    with pytest.raises(ValueError, match=r"OfDictionaries fails with a batch of the new data"):
-        load(path, module=OfDictionaries).predict(x, **CPU)
+    for run in path, dictionaries.run_dir:  # the fold average is a model of ours
+        with pytest.raises(ValueError, match=r"fails with a batch of the new data.*preprocess="):
+            load(run, module=OfDictionaries).predict(x, **CPU)
 
 
 def test_preprocess_gets_tables_in_pieces(dictionaries):

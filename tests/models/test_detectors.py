@@ -437,7 +437,7 @@ def test_wrong_targets_of_a_batch(target, says, make_trainer):
     ("make", "says"),
     [
         (lambda: Detector("fcos", 1, in_channels=1), "num_classes=1, but .* has 2 classes"),
-        (lambda: Detector("fcos", 2, in_channels=3), r"in_channels=3, but one input has shape"),
+        (lambda: Detector("fcos", 2, in_channels=3), r"in_channels=3, but one image has shape"),
     ],
 )
 def test_a_model_that_does_not_fit_the_data(make, says, make_trainer):

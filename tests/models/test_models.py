@@ -277,6 +277,9 @@ def test_a_model_that_does_not_fit_the_data(make, data, message, make_trainer):
         (Classifier(nn.Linear(4, 2), 2), (X, torch.rand(20)), "soft targets"),
         (Regressor(nn.Linear(4, 2), 1), (X, torch.rand(20)), "out_features=1"),
         (MLPClassifier(4, 2), (X,), "expects batches"),
+        (MLPClassifier(4, 2), (X.double(), Y), r"inputs of torch.float64, .*\.to\(torch.float32\)"),
+        (MLPClassifier(4, 2), (X.long(), Y), r"inputs of torch.int64, .*\.to\(torch.float32\)"),
+        (CNNClassifier(1, 2), (torch.ones(20, 1, 8, 8).double(), Y), r"inputs of torch.float64, "),
     ],
 )
 def test_loaders_that_do_not_fit_the_model(model, batch, message, make_trainer):

@@ -101,7 +101,7 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="stem='imagenet' if the stem differs"):
         Backbone("resnet18", 10, stem="small", weights=tmp_path / "18.pth")
     net = Backbone("resnet18", 10, in_channels=1)
-    with pytest.raises(ValueError, match="in_channels=1, but the inputs have shape"):
+    with pytest.raises(ValueError, match="in_channels=1, but one image has shape"):
         net.check_input((3, 32, 32))
     assert "resnet18" in architectures()
 

@@ -122,6 +122,7 @@ def test_nets_overfit_one_batch(net):
         (lambda: CNN(1, 2, image_size=(1, 2, 3)), "image_size"),
         (lambda: MLP(4, 2)(torch.zeros(3, 5)), "set in_features=5"),
         (lambda: CNN(1, 2)(torch.zeros(3, 3, 8, 8)), "set in_channels=3"),
+        (lambda: CNN(3, 2)(torch.zeros(3, 8, 9, 3)), r"\(8, 9, 3\), whose .*permute\(2, 0, 1\)"),
         (lambda: CNN(1, 2, channels=[4, 4, 4])(torch.zeros(3, 1, 3, 9)), "too small for 2 pool"),
         (lambda: CNN(1, 2)(torch.zeros(3, 64)), "use MLP"),
         (lambda: CNN(1, 2, head="flatten", image_size=8)(torch.zeros(3, 1, 9, 9)), "image_size"),

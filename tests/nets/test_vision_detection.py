@@ -138,7 +138,7 @@ def test_images_are_neither_resized_nor_normalised_nor_broadcast():
     images, _ = batch()
     made(images)
     assert torch.equal(seen[0], images)
-    with pytest.raises(ValueError, match=r"in_channels=1, but one input has shape \(3, 48, 48\)"):
+    with pytest.raises(ValueError, match=r"in_channels=1, but one image has shape \(3, 48, 48\)"):
         made(torch.zeros(1, 3, 48, 48))
 
 
