@@ -194,7 +194,7 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def is_earlier(model: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Return True if version 0.1 wrote a checkpoint of one of our models."""
+    """Return True if version 0.1 wrote this checkpoint of our model."""
     saved = checkpoint.get(HPARAMS) or {}
     return CLASS_PATH in saved and VERSION not in checkpoint and preprocess_of(model) is not None
 

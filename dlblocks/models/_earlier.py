@@ -74,7 +74,9 @@ def plain_statistics(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def statistics_of_earlier(record: Mapping[str, Any]) -> Preprocess | None:
-    """Return the statistics of a fit that version 0.1 made, or None for a later one.
+    """Return the statistics of a fit by version 0.1.
+
+    None for a fit by a later version.
 
     Args:
         record: As for `plain_statistics`.

@@ -129,7 +129,7 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
 
 
 def takes_kernel(columns: Columns) -> bool:
-    """Return True if torch's fused kernels for a CPU can take the step.
+    """Return True if torch's fused CPU kernels can take the step.
 
     They are several times as fast as foreach, since they read the memory once.
     """

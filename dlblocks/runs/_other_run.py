@@ -17,7 +17,7 @@ LOGS = {"wandb", "tensorboard"}  # folders that stay
 
 
 def replace_untrained(run_dir: Path, versions: Mapping[str, str], text: str) -> None:
-    """Clear the folder of another run that has not trained yet.
+    """Clear the folder of another run without training so far.
 
     Args:
         run_dir: The folder, locked.

@@ -1,4 +1,4 @@
-"""Turn scores of classes into the likeliest class and columns of a table."""
+"""Turn scores of classes into classes and columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def likeliest(prediction: Array) -> Array:
 
 def share_columns(prediction: Array, names: Sequence[str]) -> dict[str, Array]:
     """Return a column for each class."""
-    titles = [f"{kind_of_share(prediction)}_{name}" for name in names]
+    kind = kind_of_share(prediction)
+    titles = [f"{kind}_{name}" for name in names]
     return dict(zip(titles, prediction.T, strict=True))
 
 
@@ -30,7 +31,7 @@ def kind_of_share(prediction: Array) -> str:
 
 
 def values_of(names: Sequence[str]) -> Array:
-    """Return what the names say: whole numbers, truth values, or the names."""
+    """Convert names that are whole numbers or truth values into such values."""
     if set(names) <= {"True", "False"}:
         return np.array([name == "True" for name in names])
     digits = [name.removeprefix("-") for name in names]

@@ -297,9 +297,8 @@ class MulticlassTask(ClassTask):
     ) -> dict[str, Array]:
         """Return the likeliest class by its name, and ``probability_<class>``.
 
-        They are ``score_<class>`` if they do not sum to 1, such as logits.
-
-        It is None where a probability is NaN. Names that are whole numbers, or True and False, are
+        Scores that do not sum to 1, such as logits, are ``score_<class>``. The class is None where
+        one of them is NaN. Names that are whole numbers, or True and False, are
         such values.
 
         Example:
